@@ -94,7 +94,7 @@ class Greedy:
                 method(body, timeout=CALL_SECONDS, metadata=headers)
                 kind = "succeeded"
             except grpc.RpcError as raised:
-                error: Any = raised  # grpcio's error is the call as well, which its stubs do not know
+                error: Any = raised  # grpcio raises the call itself; its stubs declare only RpcError
                 kind = "refused" if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED else "failed"
             with self._lock:
                 setattr(self._outcome, kind, getattr(self._outcome, kind) + 1)

@@ -78,7 +78,7 @@ def cases(method: MethodDescriptor) -> Iterator[Case]:
 def good(kind: Descriptor) -> Message:
     """A valid request in which every field is set, and each repeated field has one entry.
 
-    Of the fields of a oneof, the first one is set.
+    Only the first field of a oneof is set.
     """
     message: Any = GetMessageClass(kind)()
     for field in kind.fields:

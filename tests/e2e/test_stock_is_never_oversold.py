@@ -123,7 +123,7 @@ def test_a_change_and_another_buyer_want_the_last_unit_at_the_same_moment(shop: 
         has_won = not isinstance(outcomes[0], ShopError)
         present = shop.order(order.id)
         assert (present.items[0].quantity, present.status) == (3 if has_won else 2, CONFIRMED)
-        # What the order had was never let go.
+        # The order kept its units all the time.
         assert kept in shop.reservations(product)
         assert shop.available(product) == 0
         shop.assert_consistent(product, stocked=3)

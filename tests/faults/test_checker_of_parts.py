@@ -61,7 +61,7 @@ def reservation(name: str, units: int, state: str) -> Reservation:
 
 
 def correct() -> History:
-    """Of an order of four units, one is shipped, one is cancelled, and the others are shipped. One comes back."""
+    """An order of four units: one is shipped, one is cancelled, and the others are shipped. One comes back."""
     calls = [
         call(AddStock(PRODUCT, "NORTH", 10), Answer(ITEM)),
         call(CreateOrder(1, ((PRODUCT, 4),)), Answer("order")),

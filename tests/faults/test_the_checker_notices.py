@@ -69,8 +69,9 @@ def test_stock_without_its_tenant(
     build = Build(tmp_path / "build", mutants.STOCK_OF_TENANT)
     databases = Databases.on_server(postgres_server)
     with running(databases, own_broker, environment=build.environment) as system:
-        # Both tenants are in the same batch, so row-level security lets the transaction see the rows of both. With this
-        # foreign key, an allocation from an item of another tenant fails, and each tenant gets a batch of its own.
+        # Both tenants are in the same batch, so row-level security lets the transaction see the rows of both. Drop this
+        # foreign key: it would refuse the allocation from an item of another tenant, and the coalescer would then give
+        # each tenant a batch of its own.
         key = "fk_reservation_allocations_tenant_item_id"
         execute(databases, f"ALTER TABLE IF EXISTS reservation_allocations DROP CONSTRAINT IF EXISTS {key}")
         found = violations(system, seed, is_short)

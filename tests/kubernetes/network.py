@@ -26,7 +26,7 @@ PROMETHEUS = _others(namespaces={"shop-monitoring": "true"}, pods={"app.kubernet
 
 
 def _clients(workload: Workload) -> str:
-    """The clients of one process. The label of their namespace is needed too: whoever creates a pod chooses labels."""
+    """The clients of one process. The label of their namespace is needed too: a pod's creator chooses its labels."""
     return _others(namespaces={"shop-clients": "true"}, pods={f"{workload.name}-client": "true"})
 
 

@@ -69,7 +69,7 @@ REQUIRED = frozenset(PROCESSES) - {CONSOLE}
 
 
 class SettingsRefused(Exception):
-    """The process refuses these settings. The text is what it prints."""
+    """The process refuses these settings. The message is its output."""
 
 
 def loaded(process: Process, environment: Mapping[str, str]) -> CommonSettings:

@@ -83,7 +83,7 @@ def certificates_have_identities(cluster: Cluster) -> Iterator[str]:
 
 
 def _faults_of_certificate(cluster: Cluster, workload: Workload, spec: Object, issuers: set[str]) -> Iterator[str]:
-    # The identity belongs to the service account: whoever may run pods with it has the certificate.
+    # The identity belongs to the service account: everyone who may run pods with it has the certificate.
     expected = spiffe_id(workload.pod["serviceAccountName"])
     if spec.get("uris") != [expected]:
         yield f"{workload}: its certificate has the URIs {spec.get('uris')}, not only {expected}"

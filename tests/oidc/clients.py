@@ -1,4 +1,4 @@
-"""Clients of both APIs that call with tokens, also many times at once."""
+"""Clients of both APIs that call with tokens, one by one or many at the same time."""
 
 import threading
 from collections.abc import Callable, Iterator

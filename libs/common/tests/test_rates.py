@@ -190,7 +190,7 @@ def test_a_caller_over_its_limit_is_refused_with_the_time_to_wait(limited: tuple
         call(1, "free")
 
     assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    error: Any = refused.value  # grpcio's error is the call as well, which its stubs do not know
+    error: Any = refused.value  # grpcio raises the call itself; its stubs declare only RpcError
     status = Status.FromString(dict(error.trailing_metadata())[STATUS_KEY])
     info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
     assert [status.details[0].Unpack(info), status.details[1].Unpack(retry)] == [True, True]

@@ -29,7 +29,7 @@ _PARENT_OF_TWO = """
 
 @pytest.fixture
 def start() -> Iterator[Start]:
-    """Starts a Python program; kills what is still running of it after the test."""
+    """Starts a Python program; kills its processes that still run after the test."""
     with ExitStack() as after_the_test:
 
         def start(program: str, *args: str, **options: object) -> Process:

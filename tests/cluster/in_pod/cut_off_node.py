@@ -35,7 +35,7 @@ def interface(address: str) -> int:
 
 
 def change(kind: int, flags: int, index: int) -> None:
-    """Add or remove the discipline of an interface. Raises OSError."""
+    """Add or remove the queueing discipline of an interface. Raises OSError."""
     attribute = ATTRIBUTE.pack(ATTRIBUTE.size + len(DISCIPLINE), TCA_KIND) + DISCIPLINE
     attribute += bytes(-len(attribute) % 4)
     body = MESSAGE.pack(socket.AF_UNSPEC, index, HANDLE, ROOT, 0) + attribute

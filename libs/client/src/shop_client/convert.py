@@ -342,5 +342,5 @@ def _utc(message: Timestamp) -> datetime:
 def _amount(message: Money) -> Decimal:
     if not message.nanos:
         return Decimal(message.units)
-    # The constructor is exact whatever the caller's context is. No amount of the contract is negative.
+    # The constructor is exact in every decimal context. No amount of the contract is negative.
     return Decimal(f"{message.units}.{message.nanos:09d}".rstrip("0"))

@@ -26,7 +26,7 @@ def outcome(call: Callable[[], object]) -> Outcome:
     try:
         call()
     except grpc.RpcError as raised:
-        error: Any = raised  # grpcio's error is the call as well, which its stubs do not know
+        error: Any = raised  # grpcio raises the call itself; its stubs declare only RpcError
         status = Status()
         for key, value in error.trailing_metadata() or ():
             if key == STATUS_KEY:

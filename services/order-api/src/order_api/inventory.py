@@ -39,7 +39,7 @@ class InventoryUnavailable(Unavailable):
 
 
 class Inventory:
-    """A client of inventory-api. `call_seconds` limits each `reserve` and `confirm`, whatever the caller's deadline."""
+    """A client of inventory-api. `call_seconds` limits each `reserve` and `confirm`, besides the caller's deadline."""
 
     def __init__(self, target: str, *, call_seconds: float, certificates: ReloadedCertificates | None = None) -> None:
         service = pb.DESCRIPTOR.services_by_name["InventoryService"]

@@ -217,7 +217,7 @@ def test_abandoned_orders_of_all_tenants_are_cancelled_and_their_events_name_the
 
 
 def test_concurrent_batches_of_all_tenants_agree_on_each_tenants_order(database: Database) -> None:
-    """Each batch has the same requests of all tenants. Of each tenant's request, only one creates an order."""
+    """Each batch has the same requests of all tenants. Each tenant's requests create one order."""
 
     def create(number: int) -> list[Order | ShopError]:
         new = [requested(caller) for caller in CALLERS]

@@ -51,11 +51,11 @@ class Sharing:
         return len(self._used) > 1 or now < self._shared_until
 
     def is_shared_with(self, sharer: Sharer, now: float) -> bool:
-        """Return whether it is shared, or others than this caller use it."""
+        """Return whether it is shared, or another caller than this one uses it."""
         return self.is_shared(now) or any(other != sharer for other in self._used)
 
     def begin(self, sharer: Sharer, amount: int, now: float) -> None:
-        """Note that this caller uses so much more."""
+        """Add this amount to the use of the caller."""
         self._used[sharer] = self._used.get(sharer, 0) + amount
         self.note(sharer, now)
 
@@ -68,7 +68,7 @@ class Sharing:
         self._last_at = now
 
     def end(self, sharer: Sharer, amount: int, now: float) -> None:
-        """Note that this caller uses so much less."""
+        """Subtract this amount from the use of the caller."""
         if len(self._used) > 1:
             self._shared_until = now + SHARED_SECONDS
         self._last, self._last_at = sharer, now

@@ -1,4 +1,4 @@
-"""Reads files that settings name. Whatever the path leads to, a read is bounded, and errors never quote the content."""
+"""Reads files that settings name. Each read is bounded, and errors never quote the content."""
 
 import re
 from pathlib import Path

@@ -63,8 +63,9 @@ class _Losses:
 class Output(io.RawIOBase):
     """Standard output or error, whose writes never fail.
 
-    Output that cannot be written is dropped: a full disk, a closed pipe, or a pipe that is not read for a second must
-    not fail a call, end a thread, or change an exit code. `print`, logs, tracebacks and argparse all write here.
+    Output that cannot be written is dropped, for example if the disk is full, the pipe is closed, or nobody reads the
+    pipe for a second. It must not fail a call, end a thread, or change an exit code. `print`, logs, tracebacks and
+    argparse all write here.
     """
 
     def __init__(self, file: int) -> None:

@@ -190,7 +190,7 @@ class CredentialFiles:
 
 
 class _Check(threading.Thread):
-    """Connects with new credentials, on a thread of its own: the client goes on with its work meanwhile."""
+    """Connects with new credentials, on a thread of its own, so that the client can continue its work."""
 
     def __init__(self, connection: KafkaConnection, digest: bytes) -> None:
         super().__init__(name="check of Kafka credentials", daemon=True)
@@ -201,7 +201,7 @@ class _Check(threading.Thread):
     def run(self) -> None:
         try:
             self._connection.check()
-        except Exception as error:  # whatever it is, the old credentials stay in use
+        except Exception as error:  # after any failure, the old credentials stay in use
             self.error = error
 
 

@@ -93,7 +93,7 @@ class ApiKeySet:
         try:
             keys = {key.id: (key, _caller(key)) for key in self._read(uses)}
         except Exception as error:
-            # Whatever went wrong, the keys that were read last stay in use, and the uses are reported by the next read.
+            # After any failure, the keys that were read last stay in use, and the next read reports the uses.
             with self._lock:
                 self._uses = {**uses, **self._uses}
             _reads("failed").inc()

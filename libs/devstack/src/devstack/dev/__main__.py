@@ -262,7 +262,7 @@ def _endpoints(stack: Stack, listen: str) -> dict[str, Endpoint]:
     }
 
     def endpoint(process: Process) -> Endpoint:
-        # The page is on this machine only, whatever --listen is.
+        # The page listens on this machine only, even with --listen.
         host = "127.0.0.1" if process.name == CONSOLE else reachable(listen)
         metrics, health = ports.metrics_of(process.name), ports.health_of(process.name)
         return Endpoint(
@@ -281,7 +281,7 @@ def _operator_files() -> certificates.Files:
 
 
 def _otel_variables() -> dict[str, str]:
-    """Return the OTEL_* variables of the environment, which apply to all processes of a user."""
+    """Return the OTEL_* variables of the environment, which dev passes to the processes."""
     return {name: value for name, value in os.environ.items() if name.startswith("OTEL_")}
 
 

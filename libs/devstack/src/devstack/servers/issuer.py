@@ -51,7 +51,7 @@ class Issuer:
     def rotate(self, *, keep: Iterable[str] = ()) -> str:
         """Sign with a new key from now on. Returns the new key's id.
 
-        Of the earlier keys, only those with an id in `keep` are still published.
+        An earlier key is still published only if its id is in `keep`.
         """
         kept = {key_id: self._keys[key_id] for key_id in keep}
         self.key_id = uuid4().hex

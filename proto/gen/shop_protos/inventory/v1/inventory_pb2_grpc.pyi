@@ -147,9 +147,10 @@ class InventoryServiceStub:
     """Reserves all of the requested stock of one product for an order, for a limited time, or nothing. With
     `allow_partial`, it reserves what is available.
 
-    If the request names no location, the server chooses. Of the active locations that have enough stock alone, it takes the
-    one with the least stock left over. If no location has enough alone, it takes as few locations as possible, those
-    with the most stock first. An AllocationPolicy changes this choice. The stock of a reservation is available again as soon as its `expires_at` has passed.
+    If the request names no location, the server chooses. If some active locations have enough stock, it takes the one
+    of them that would have the least stock left. Otherwise it takes as few locations as possible, those with the most
+    stock first. An AllocationPolicy changes this choice. The stock of a reservation is available again as soon as its
+    `expires_at` has passed.
     Retry with the same request_id: without one, a retry makes a second reservation.
       FAILED_PRECONDITION INSUFFICIENT_STOCK (metadata: product_id, requested, available, and location if the request
                           names one). Of an unknown product, 0 units are available.
@@ -450,9 +451,10 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Reserves all of the requested stock of one product for an order, for a limited time, or nothing. With
         `allow_partial`, it reserves what is available.
 
-        If the request names no location, the server chooses. Of the active locations that have enough stock alone, it takes the
-        one with the least stock left over. If no location has enough alone, it takes as few locations as possible, those
-        with the most stock first. An AllocationPolicy changes this choice. The stock of a reservation is available again as soon as its `expires_at` has passed.
+        If the request names no location, the server chooses. If some active locations have enough stock, it takes the one
+        of them that would have the least stock left. Otherwise it takes as few locations as possible, those with the most
+        stock first. An AllocationPolicy changes this choice. The stock of a reservation is available again as soon as its
+        `expires_at` has passed.
         Retry with the same request_id: without one, a retry makes a second reservation.
           FAILED_PRECONDITION INSUFFICIENT_STOCK (metadata: product_id, requested, available, and location if the request
                               names one). Of an unknown product, 0 units are available.

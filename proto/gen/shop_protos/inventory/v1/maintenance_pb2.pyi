@@ -43,8 +43,8 @@ class _StockMismatchKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Sto
     of a version without movements has changed the quantity. The next change of the item writes the missing movement.
     """
     STOCK_MISMATCH_KIND_WITHHELD_QUANTITY: _StockMismatchKind.ValueType  # 5
-    """The withheld units of an item are not those of its withholdings, or not those of its movements. The repair sets
-    them if the withholdings and the movements agree, and the item has enough units.
+    """The number of withheld units of an item is not the sum of its withholdings, or not that of its movements. The
+    repair sets it if the withholdings and the movements agree, and the item has enough units.
     """
 
 class StockMismatchKind(_StockMismatchKind, metaclass=_StockMismatchKindEnumTypeWrapper):
@@ -67,8 +67,8 @@ STOCK_MISMATCH_KIND_QUANTITY: StockMismatchKind.ValueType  # 4
 of a version without movements has changed the quantity. The next change of the item writes the missing movement.
 """
 STOCK_MISMATCH_KIND_WITHHELD_QUANTITY: StockMismatchKind.ValueType  # 5
-"""The withheld units of an item are not those of its withholdings, or not those of its movements. The repair sets
-them if the withholdings and the movements agree, and the item has enough units.
+"""The number of withheld units of an item is not the sum of its withholdings, or not that of its movements. The
+repair sets it if the withholdings and the movements agree, and the item has enough units.
 """
 Global___StockMismatchKind: _TypeAlias = StockMismatchKind  # noqa: Y015
 
@@ -86,7 +86,7 @@ class _FinalOrderStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Fina
     """The order was shipped. It may have been delivered since."""
 
 class FinalOrderStatus(_FinalOrderStatus, metaclass=_FinalOrderStatusEnumTypeWrapper):
-    """What has become of an order."""
+    """The final status of an order, which decides what happens to its reservations."""
 
 FINAL_ORDER_STATUS_UNSPECIFIED: FinalOrderStatus.ValueType  # 0
 """Not used."""
@@ -429,7 +429,7 @@ class SettledOrder(_message.Message):
     order_id: _builtins.str
     """The id of the order: 1–64 printable ASCII characters. An unknown id is ignored."""
     status: Global___FinalOrderStatus.ValueType
-    """What has become of the order."""
+    """The final status of the order."""
     version: _builtins.int
     """The version of the order when it had this status. If a later version has been applied to its reservations, as when
     the order was reinstated, the order is ignored. Absent: the order is not ignored.

@@ -909,7 +909,7 @@ class CreateOrderItem(_message.Message):
     """Reserve the units only at this location: 1–64 characters of `A-Z a-z 0-9 _ -`. Empty: at any location."""
     buyer_limit: _builtins.int
     """The most units of the product that the buyer may have, with this order: 0 … 10^9. 0: no limit. Otherwise the call is
-    refused with BUYER_LIMIT_EXCEEDED, however many calls run at once.
+    refused with BUYER_LIMIT_EXCEEDED, even if many calls run at once.
 
     The buyer has the units of the product in all orders of the user_id that are not CANCELLED, also in those without a
     limit. Units that were cancelled or returned do not count, and units that were shipped do. The newest 500 SHIPPED

@@ -120,10 +120,10 @@ class OrderServiceStub:
     Emits ORDER_PARTIALLY_SHIPPED, or ORDER_SHIPPED for the last units.
     """
     CancelOrderItems: _grpc.UnaryUnaryMultiCallable[_order_pb2.CancelOrderItemsRequest, _order_pb2.OrderResponse]
-    """Cancels units of an order that have not shipped; the rest of the order goes on. The order must be PENDING, CONFIRMED
-    or PROCESSING. If no unit is left to ship, the order becomes SHIPPED if any unit has been shipped, and CANCELLED
-    otherwise. inventory-api releases the stock of the units shortly after the call, when it receives the event. The
-    total of the order does not change. Retry with the same request_id.
+    """Cancels units of an order that have not shipped; the rest of the order does not change. The order must be PENDING,
+    CONFIRMED or PROCESSING. If no unit is left to ship, the order becomes SHIPPED if any unit has been shipped, and
+    CANCELLED otherwise. inventory-api releases the stock of the units shortly after the call, when it receives the
+    event. The total of the order does not change. Retry with the same request_id.
       NOT_FOUND           ORDER_NOT_FOUND (metadata: id). ORDER_ITEM_NOT_FOUND (metadata: id, item_id).
       FAILED_PRECONDITION ILLEGAL_TRANSITION (metadata: id, from, to, and legal).
                           UNITS_NOT_OPEN (metadata: id, item_id, requested, open).
@@ -394,10 +394,10 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _order_pb2.CancelOrderItemsRequest,
         context: _grpc.ServicerContext,
     ) -> _order_pb2.OrderResponse:
-        """Cancels units of an order that have not shipped; the rest of the order goes on. The order must be PENDING, CONFIRMED
-        or PROCESSING. If no unit is left to ship, the order becomes SHIPPED if any unit has been shipped, and CANCELLED
-        otherwise. inventory-api releases the stock of the units shortly after the call, when it receives the event. The
-        total of the order does not change. Retry with the same request_id.
+        """Cancels units of an order that have not shipped; the rest of the order does not change. The order must be PENDING,
+        CONFIRMED or PROCESSING. If no unit is left to ship, the order becomes SHIPPED if any unit has been shipped, and
+        CANCELLED otherwise. inventory-api releases the stock of the units shortly after the call, when it receives the
+        event. The total of the order does not change. Retry with the same request_id.
           NOT_FOUND           ORDER_NOT_FOUND (metadata: id). ORDER_ITEM_NOT_FOUND (metadata: id, item_id).
           FAILED_PRECONDITION ILLEGAL_TRANSITION (metadata: id, from, to, and legal).
                               UNITS_NOT_OPEN (metadata: id, item_id, requested, open).

@@ -207,7 +207,7 @@ class OrderRequest(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtendRequest(OrderRequest):
-    """Move the expiry of the caller's reservations of an order to this time from now."""
+    """Move the expiry of the caller's reservations of an order to `ttl_seconds` from now."""
 
     ttl_seconds: float
 

@@ -28,7 +28,7 @@ class Totals(NamedTuple):
     restocked: tuple[tuple[str, int], ...] = ()
 
     def plus_restocked(self, location: str, units: int) -> "Totals":
-        """Return the totals after so many more units were restocked at the location."""
+        """Return the totals after this number of units was restocked at the location."""
         restocked = dict(self.restocked)
         restocked[location] = restocked.get(location, 0) + units
         return self._replace(restocked=tuple(restocked.items()))

@@ -37,7 +37,7 @@ _COLUMNS = tuple(_movements.c[name] for name in Movement.__slots__)
 
 
 def load_booked(tx: Connection, item_ids: Iterable[int]) -> dict[int, Booked]:
-    """Return what the movements of these locked items add up to, by item id."""
+    """Return the number of movements of these locked items, and the quantity after the last one, by item id."""
     rows = _load_booked(tx, [{"id": item_id} for item_id in item_ids])
     return {row.id: Booked(row.revision, row.booked_quantity) for row in rows}
 

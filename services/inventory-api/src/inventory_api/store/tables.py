@@ -52,7 +52,8 @@ inventory_items = Table(
     Column("created_at", Timestamp, nullable=False),
     Column("updated_at", Timestamp, nullable=False),
     Column("tenant", Text, nullable=False, server_default=tenant.DEFAULT),
-    # The number of movements, and what they add up to. A process from before the movements changes only the quantity.
+    # The number of movements, and the quantity after the last one. A process of a version without movements changes
+    # only the quantity.
     Column("revision", BigInteger, nullable=False, server_default=text("0")),
     Column("booked_quantity", BigInteger, nullable=False, server_default=text("0")),
     # The units that are in stock but not for sale: the sum of the item's rows in stock_withholdings.

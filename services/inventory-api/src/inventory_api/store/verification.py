@@ -48,8 +48,8 @@ def wrong_allocations(tx: Connection, item_id: int) -> list[WrongAllocations]:
 def lock_wrong_allocations(tx: Connection, found: Sequence[WrongAllocations]) -> list[WrongAllocations]:
     """Lock these reservations, sorted by id. Returns those that are still active, with their present allocations.
 
-    The caller has locked the item. That alone is not enough: a transaction that ends a reservation without allocations
-    does not find, and so does not lock, the item.
+    The caller has locked the item. That alone is not enough: if a reservation has no allocations, a transaction that
+    ends it does not find the item, so it does not lock the item.
     """
     if not found:
         return []

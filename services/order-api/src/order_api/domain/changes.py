@@ -38,7 +38,7 @@ class AddedUnits:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """An order after a change, without its new lines, and what has to be added to it."""
+    """An order after a change, without its new lines; then the new lines, and the units to reserve for the order."""
 
     order: Order
     new_items: tuple[NewItem, ...]

@@ -227,7 +227,7 @@ class Reinstate(ChangeStatus):
 
 @dataclass(frozen=True, slots=True)
 class ExtendOrder(OrderCommand):
-    """Hold the stock of an order until this time from now."""
+    """Hold the stock of an order until `ttl_seconds` from now."""
 
     ttl_seconds: float
 
@@ -279,7 +279,7 @@ class ChangeLines(OrderCommand):
         return _buyer_limits(self.new_items)
 
     def content(self) -> str:
-        """Return a digest of what the change does."""
+        """Return a digest of the content of the change."""
         lines = [_line(item, str(item.price)) for item in self.new_items]
         charges = None if self.charges is None else NewDetails(self.charges).content()
         limits = _limits_content(self.buyer_limits)

@@ -27,7 +27,7 @@ _TURN = Sizes[OrderKey](key=lambda order: order, read=orders.count_lines, size_m
 def cancel_lost(tx: Connection, losses: Sequence[LostStock], audit_log: AuditLog | None = None) -> bool:
     """Cancel orders whose stock is lost: PENDING orders after an expiry, orders not yet shipped after a release.
 
-    Of an order with a shipment, cancels only the open units of the lost product. Changes a limited number of orders.
+    If an order has a shipment, cancels only the open units of the lost product. Changes a limited number of orders.
     Returns whether some are left for another transaction. May be repeated. Ignores unknown order ids, because other
     callers of ReserveStock choose order ids freely. Emits ORDER_CANCELLED; for an order with a shipment
     ORDER_ITEMS_CANCELLED, or ORDER_SHIPPED if no unit is open any more.

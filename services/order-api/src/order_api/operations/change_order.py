@@ -211,7 +211,7 @@ class _Wanted:
         self.bought = buyer_limits.bought(tx, purchases) if purchases else Bought({})
 
     def purchase(self, order: Order, change: Change, command: ChangeLines) -> Purchase | None:
-        """Return what the change adds, or None if none of it has a limit."""
+        """Return the purchase of the units that the change adds, or None if none of them has a limit."""
         lowest = limits.lowest(self._limits.get(order.key, {}), command.buyer_limits)
         return limits.of_changed(order, changes.added_units(change), lowest) if lowest else None
 

@@ -145,7 +145,7 @@ order_intents = Table(
     Column("change_id", Id, nullable=False),
     # The version that the order gets by the change.
     Column("version", BigInteger, nullable=False),
-    # A digest of what the change does, by which a repeat continues it.
+    # A digest of the content of the change. A call with the same digest continues the change.
     Column("content", Text, nullable=False),
     # Whether an earlier call may have reserved the stock, even if inventory-api refuses the present one.
     Column("is_uncertain", Boolean, nullable=False),

@@ -22,9 +22,9 @@ def set_quantity(tx: Connection, requests: Sequence[SetQuantity]) -> list[Item |
     """Set the quantity of each item.
 
     Returns one outcome per request, in order: the item, or the error that refused the request. The errors are
-    ItemNotFound, VersionMismatch, RequestIdReused, BelowReserved if the reserved and withheld units exceed it even
-    after due reservations were expired, and Contention if more than DUE_EXPIRED_MAX due reservations would have to be
-    expired. A repeated request_id returns the item as it is now.
+    ItemNotFound, VersionMismatch, RequestIdReused, BelowReserved and Contention. BelowReserved means that the reserved
+    and withheld units exceed the quantity even after due reservations were expired. Contention means that more than
+    DUE_EXPIRED_MAX due reservations would have to be expired. A repeated request_id returns the item as it is now.
 
     Emits STOCK_UPDATED and STOCK_MOVED per change, and STOCK_RESERVATION_EXPIRED per expired reservation. A request
     without a quantity changes nothing and emits nothing.

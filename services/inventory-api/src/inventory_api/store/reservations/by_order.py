@@ -147,8 +147,8 @@ def _rows(orders: Iterable[OrderKey]) -> list[dict[str, str]]:
 
 
 def _rows_by_state(orders: Iterable[OrderKey], states: Iterable[State]) -> list[dict[str, str]]:
-    # The states are input rows, not a condition: without statistics PostgreSQL would expect few rows to have these
-    # states, scan the whole table for them once, and compare each of them with each order.
+    # The states are input rows, not a condition. Without statistics, PostgreSQL would expect few rows with these
+    # states: it would scan the whole table for them once, and compare each of them with each order.
     return [{**order, "state": state} for order in _rows(orders) for state in states]
 
 
