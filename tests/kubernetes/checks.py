@@ -26,7 +26,7 @@ USER_SECRETS = {
         for name in ("inventory", "orders")
         for role in ("owner", "api", "relay")
     },
-    **{f"{name}-tls": _CERTIFICATE for name in (INVENTORY_API, ORDER_API, REAPER, CONSOLE)},
+    **{f"{name}-tls": _CERTIFICATE for name in (INVENTORY_API, ORDER_API, REAPER, CONSOLE, "shopctl")},
     "postgresql-ca": {"ca.crt"},
     **{f"kafka-{name}": {"username", "password", "ca.crt"} for name in (INVENTORY_API, ORDER_API, RELAY, "topics")},
 }
@@ -35,12 +35,16 @@ USER_SECRETS = {
 _WITHOUT_SCHEMAS = ("monitoring.coreos.com/v1", "cert-manager.io/v1")
 """Resources of operators, without schemas here; `metrics_are_scraped` and security.py check them."""
 
+TOOL = "tool"
+"""The component of a Deployment that is not a process."""
+
 SPARE_SECONDS_MIN, SPARE_SECONDS_MAX = 5, 15
 _USER = 10001
 
 
 def deployments(cluster: Cluster) -> list[Workload]:
-    return cluster.workloads("Deployment")
+    """Return the Deployments of processes. A tool is a pod for people: it serves nothing and has no settings."""
+    return [each for each in cluster.workloads("Deployment") if each.labels.get("app.kubernetes.io/component") != TOOL]
 
 
 def objects_match_their_schemas(cluster: Cluster) -> Iterator[str]:

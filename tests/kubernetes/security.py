@@ -74,7 +74,7 @@ def certificates_have_identities(cluster: Cluster) -> Iterator[str]:
     """If cert-manager makes the certificates, each has one identity and the names by which others call its process."""
     made = {each["spec"]["secretName"]: each["spec"] for each in cluster.of_kind("Certificate")}
     issuers = {each["metadata"]["name"] for each in cluster.of_kind("Issuer")}
-    for workload in deployments(cluster) if made else ():
+    for workload in cluster.workloads("Deployment") if made else ():
         for _, secret in (each for each in files(workload) if each[1].endswith("-tls")):
             if secret not in made:
                 yield f"{workload}: no Certificate makes {secret}"
@@ -89,7 +89,7 @@ def _faults_of_certificate(cluster: Cluster, workload: Workload, spec: Object, i
         yield f"{workload}: its certificate has the URIs {spec.get('uris')}, not only {expected}"
     called = {
         host
-        for other in deployments(cluster)
+        for other in cluster.workloads("Deployment")
         for host, _ in addresses(cluster.environment(other.container))
         if host == workload.name
     }

@@ -3,10 +3,12 @@
 import argparse
 from pathlib import Path
 
+from pydantic import Field
+
 from shop_common.db.address import parse
 from shop_common.environment.certificates import CertificateFiles
 from shop_common.environment.process_settings import CallerSettings
-from shop_common.environment.settings import read
+from shop_common.environment.settings import Settings, read
 from shop_common.identity import tenant
 from shop_common.identity.authenticator import TENANT
 from shop_common.rpc.tls import ReloadedCertificates, client_certificates
@@ -21,12 +23,23 @@ DATA_FOLDER = runfile.PATH.with_name("data")
 """The default folder of the SQLite files of `dev`."""
 
 _DEFAULT = "(default: that of ./task dev, else of the containers)"
+_API_DEFAULT = "(default: that of ./task dev, else of the containers, else the setting {})"
+
+
+class ApiAddresses(Settings):
+    """The addresses of the APIs, for commands in a place where no system runs."""
+
+    inventory_target: str = Field(default="", description="address of inventory-api, as HOST:PORT")
+    order_target: str = Field(default="", description="address of order-api, as HOST:PORT")
 
 
 def add_apis(parser: argparse.ArgumentParser) -> None:
     """Add --inventory, --orders and --tenant."""
-    for option, api in (("--inventory", INVENTORY_API), ("--orders", ORDER_API)):
-        parser.add_argument(option, metavar="HOST:PORT", help=f"address of {api} {_DEFAULT}")
+    for option, api, setting in (
+        ("--inventory", INVENTORY_API, "INVENTORY_TARGET"),
+        ("--orders", ORDER_API, "ORDER_TARGET"),
+    ):
+        parser.add_argument(option, metavar="HOST:PORT", help=f"address of {api} {_API_DEFAULT.format(setting)}")
     parser.add_argument(
         "--tenant",
         type=_tenant,
@@ -42,10 +55,23 @@ def add_databases(parser: argparse.ArgumentParser) -> None:
 
 
 def apis(options: argparse.Namespace) -> tuple[str, str]:
-    """Return the addresses of inventory-api and order-api. Raises NotRunning if no option is set and no system runs."""
+    """Return the addresses of inventory-api and order-api.
+
+    Raises NotRunning if no option is set, no system runs, and no setting has an address. Raises WrongSettings.
+    """
     if options.inventory or options.orders:
-        return options.inventory or f"localhost:{INVENTORY_PORT}", options.orders or f"localhost:{ORDERS_PORT}"
-    return system().apis
+        return _with_defaults(options.inventory, options.orders)
+    try:
+        return system().apis
+    except NotRunning:
+        settings = read(ApiAddresses)
+        if settings.inventory_target or settings.order_target:
+            return _with_defaults(settings.inventory_target, settings.order_target)
+        raise
+
+
+def _with_defaults(inventory: str | None, orders: str | None) -> tuple[str, str]:
+    return inventory or f"localhost:{INVENTORY_PORT}", orders or f"localhost:{ORDERS_PORT}"
 
 
 def shop(options: argparse.Namespace) -> Shop:
@@ -61,12 +87,12 @@ def certificates(options: argparse.Namespace) -> ReloadedCertificates | None:
     """Return the certificates for calls to the APIs, or None for plain text.
 
     The settings TLS_CA_PATH, TLS_CERT_PATH and TLS_KEY_PATH choose them. Without these settings and without address
-    options, they are those of the running system. Raises NotRunning, WrongSettings and CertificateError.
+    options, they are those of the running system, if one runs. Raises WrongSettings and CertificateError.
     """
     chosen = client_certificates(read(CallerSettings))
     if chosen is not None or options.inventory or options.orders:
         return chosen
-    found = system()
+    found = running()
     if not isinstance(found, RunFile) or found.certificates is None:
         return None
     folder = Path(found.certificates)
