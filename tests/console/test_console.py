@@ -253,7 +253,7 @@ def test_events_appear_while_the_viewer_looks_and_are_filtered_by_type_and_id(sy
         page.open(f"/events?id={order.id}")
         page.sees("ORDER_CREATED")
         assert "STOCK_UPDATED" not in page.text()
-        page.click(order.id)
+        page.click(f"order {order.id[:8]}…")
         page.sees("2 of product 31 reserved")
     assert page.errors() == []
 

@@ -75,6 +75,12 @@ class ConsoleSettings(CommonSettings, CallerSettings, KafkaSettings):
         "SIGN_IN, because the logs concern all tenants",
     )
 
+    run_file_path: Path | None = Field(
+        default=None,
+        description="file with the processes of dev, to kill, freeze and restart them. dev sets it. Impossible with "
+        "SIGN_IN, because everyone who signs in could do it",
+    )
+
     def contradictions(self) -> Iterator[str]:
         yield from super().contradictions()
         if self.http_port and self.http_port in (self.health_port, self.metrics_port):
@@ -84,6 +90,8 @@ class ConsoleSettings(CommonSettings, CallerSettings, KafkaSettings):
             yield "SIGN_IN: must be true when TLS_CERT_PATH is set"
         if self.logs_path and self.sign_in:
             yield "LOGS_PATH: must not be set when SIGN_IN is true, because the logs concern all tenants"
+        if self.run_file_path and self.sign_in:
+            yield "RUN_FILE_PATH: must not be set when SIGN_IN is true, because all viewers could end processes"
         if not is_loopback(self.listen_host):
             if not self.public_url:
                 yield f"PUBLIC_URL: must be set, because other machines reach {self.listen_host!r}"

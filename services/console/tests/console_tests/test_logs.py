@@ -85,7 +85,8 @@ def test_a_line_that_is_being_written_is_shown_when_it_is_complete(path: Path) -
     assert _shown(tail) == ["whole"]
 
 
-def test_viewers_who_sign_in_never_get_the_logs(path: Path) -> None:
-    (fault,) = ConsoleSettings(logs_path=path, sign_in=True).contradictions()
+@pytest.mark.parametrize("setting", ["logs_path", "run_file_path"])
+def test_viewers_who_sign_in_never_get_the_logs_or_the_processes_of_dev(setting: str, path: Path) -> None:
+    (fault,) = ConsoleSettings.model_validate({setting: path, "sign_in": True}).contradictions()
 
-    assert fault.startswith("LOGS_PATH: must not be set")
+    assert fault.startswith(f"{setting.upper()}: must not be set")

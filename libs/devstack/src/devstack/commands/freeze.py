@@ -14,6 +14,7 @@ import psutil
 from devstack.commands import running
 from devstack.process import wait_until_stopped
 from shopctl.system import runfile
+from shopctl.system.running import signal_group
 from shopctl.terminal.output import console
 
 
@@ -24,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """May be repeated. Raises CommandFailed if the process is not running."""
     name, freezes = options.process, options.freezes
-    pid = running.signal_group(runfile.read(), name, signal.SIGSTOP if freezes else signal.SIGCONT)
+    pid = signal_group(runfile.read(), name, signal.SIGSTOP if freezes else signal.SIGCONT)
     if freezes:
         wait_until_stopped([psutil.Process(pid)])
     done = f"is frozen; ./task thaw {name} lets it continue" if freezes else "continues"

@@ -6,12 +6,12 @@ time. If the embedded broker is killed, dev ends, too, because the broker keeps 
 """
 
 import argparse
-import os
 import signal
 import time
 
 from devstack.commands import running
 from shopctl.system import runfile
+from shopctl.system.running import end_gracefully, signal_group
 from shopctl.terminal.colours import BROKER
 from shopctl.terminal.failures import CommandFailed
 from shopctl.terminal.output import console
@@ -32,11 +32,7 @@ def run(options: argparse.Namespace) -> int:
             "the embedded broker cannot be restarted alone: it would lose its events. Stop dev and start it again"
         )
     began = time.monotonic()
-    # Thaw the process first: a frozen process does not handle SIGTERM.
-    pid = running.signal_group(dev, name, signal.SIGCONT if graceful else signal.SIGKILL)
-    if graceful:
-        # Send SIGTERM only to the process, not to its group: the process ends its children itself.
-        os.kill(pid, signal.SIGTERM)
+    pid = end_gracefully(dev, name) if graceful else signal_group(dev, name, signal.SIGKILL)
     console().print(f"{name} (pid {pid}) {'is ending' if graceful else 'was killed'}", highlight=False)
     if name == BROKER:
         console().print("dev ends, too; ./task dev starts it again")

@@ -162,7 +162,13 @@ class Dev:
             listen_host=self._options.listen,
             environment=self._environment,
             # The logs concern all tenants, so the console does not show them to viewers who sign in.
-            per_process=self._identity or {CONSOLE: {"LOGS_PATH": str(log_book.PATH.absolute())}},
+            per_process=self._identity
+            or {
+                CONSOLE: {
+                    "LOGS_PATH": str(log_book.PATH.absolute()),
+                    "RUN_FILE_PATH": str(runfile.PATH.absolute()),
+                }
+            },
             certificates=certificates.make(certificates.FOLDER) if self._options.is_secure else None,
             has_console=self._options.has_console,
         )

@@ -1,6 +1,6 @@
 """The views, one module each."""
 
-from console.pages import events, logs, orders, settings_in_force, stock, system
+from console.pages import events, logs, orders, settings_in_force, stock, system, try_it
 from console.pages.frame import Site
 
 __all__ = ["Site", "add"]
@@ -8,5 +8,5 @@ __all__ = ["Site", "add"]
 
 def add(site: Site) -> None:
     """Add all pages to the site."""
-    for module in (system, orders, stock, events, logs, settings_in_force):
+    for module in (system, orders, stock, events, logs, settings_in_force, try_it):
         module.add(site)

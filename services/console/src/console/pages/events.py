@@ -1,18 +1,20 @@
 """The view of the events and the dead letters of the viewer's tenant."""
 
+from collections.abc import Callable
 from functools import partial
+from urllib.parse import quote
 
 from fastapi import Request
 from nicegui import ui
 
 from console import words
 from console.feeds.events import EVENT_TOPICS, LETTER_TOPICS, ROWS_MAX, EventFilter, Events, ShownEvent
-from console.pages.frame import Page, Site, order_link, page, table, tag, text, viewer_of
+from console.pages.frame import Page, Site, order_path, page, table, tag, text, viewer_of
 from console.site.viewers import Permissions
 
 _TEXT_MAX = 100
 _ORDER_EVENTS, _STOCK_EVENTS = EVENT_TOPICS
-_COLUMNS = {"Time": "time", "Type": "", "Key": "id", "By": "phone-off", "Content": "phone-off data"}
+_COLUMNS = {"Time": "time", "Event": "kind", "By": "phone-off", "Content": "phone-off data"}
 _LETTER_COLUMNS = {
     "Time": "time",
     "Type": "",
@@ -82,15 +84,25 @@ def _list(here: Page, chosen: EventFilter, found: Events) -> None:
     table("Events", _COLUMNS, [_row(here, event) for event in found.rows])
 
 
-def _row(here: Page, event: ShownEvent) -> list[str | partial[None]]:
-    is_order = event.topic == _ORDER_EVENTS
+def _row(here: Page, event: ShownEvent) -> list[str | Callable[[], object]]:
     return [
         words.clock(event.at, here.zone),
-        event.type or words.NONE,
-        partial(order_link, event.key) if is_order and event.key else event.key or words.NONE,
+        partial(_kind, event),
         event.actor or words.NONE,
-        event.data,
+        partial(text, event.data, "div", classes="clamped"),
     ]
+
+
+def _kind(event: ShownEvent) -> None:
+    """Add the type of an event, and the order or product that it is about."""
+    text(event.type or words.NONE, "div")
+    if event.topic == _ORDER_EVENTS:
+        # The first eight characters are enough to tell orders apart on a page.
+        shown = f"order {event.key[:8]}…" if len(event.key) > 8 else f"order {event.key}"
+        text(shown, "a").props["href"] = order_path(event.key)
+    else:
+        product = event.key.rpartition("/")[2]  # the key of another tenant than the default one begins with its name
+        text(f"product {product}", "a").props["href"] = f"/stock?product={quote(product, safe='')}"
 
 
 def _add_dead_letters(here: Page) -> None:

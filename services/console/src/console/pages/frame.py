@@ -37,6 +37,7 @@ _VIEWS = {
     "Logs": "/logs",
     "Settings": "/settings",
 }
+_DEV_VIEWS = {"Try it": "/try"}
 _STYLE = resources.files("console.pages").joinpath("style.css").read_text()
 
 
@@ -56,6 +57,8 @@ class Site:
     """The logs that `dev` stores, or None elsewhere."""
     settings: SettingsReader | None
     """None if viewers sign in, because the settings concern all tenants."""
+    dev: Path | None
+    """The file with the processes of `dev`, or None elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ def page(site: Site, viewer: Viewer, title: str, zone: tzinfo) -> Iterator[Page]
     with header:
         text("Shop console", "span", classes="name")
         with tag("nav").props('aria-label="Views"'):
-            for name, path in _VIEWS.items():
+            for name, path in (_VIEWS | (_DEV_VIEWS if site.dev else {})).items():
                 link = text(name, "a").props(f'href="{path}"')
                 if name == title:
                     link.props('aria-current="page"')
