@@ -57,7 +57,7 @@ USER 10001:10001
 STOPSIGNAL SIGTERM
 
 FROM nobody AS runtime
-# Inside a container, its own addresses are the only ones by which others reach it.
+# Listen on all addresses: other containers reach this one only by its own address, not by loopback.
 ENV METRICS_PORT=9464 LISTEN_HOST=[::]
 HEALTHCHECK --interval=10s --timeout=10s --retries=5 --start-period=120s \
     CMD ["sh", "-c", "exec python -m shop_common.process.probe localhost:$HEALTH_PORT"]

@@ -38,7 +38,7 @@ CHANGE_WITHOUT_STOCK: Mutant = {"units-of-a-change": "pass"}
 """An order gets more units by a change, although they were not reserved."""
 
 TARGETS_AGAIN: Mutant = {"totals": "final = dict(effects[key].totals)"}
-"""Each event of an order releases and ships again what earlier events did."""
+"""Each event of an order releases and ships again the units of the earlier events."""
 
 DATABASE_CLOCK: Mutant = {"database-clock": "timestamp = datetime.now(__import__('datetime').UTC)"}
 """Each process uses its own clock."""

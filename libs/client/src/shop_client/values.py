@@ -428,4 +428,4 @@ class ErasedUser:
     has_more: bool
     """Whether more orders can be erased now. If so, call again."""
     has_open_orders: bool
-    """Whether the user has orders that are PENDING, CONFIRMED or PROCESSING, which were not erased."""
+    """Whether the user still has orders that are PENDING, CONFIRMED or PROCESSING. They were not erased."""

@@ -74,7 +74,7 @@ class EventConsumer:
         self._dead_letters = DeadLetters(to_broker, group)
         self._repeats = Repeats()
         self._early: deque[Message] = deque()
-        """Messages that arrived while a handler's next attempt was awaited."""
+        """Messages that arrived while the consumer waited for the next attempt of a handler."""
         self._is_waiting = False
         self._is_stopping = False
 

@@ -32,7 +32,8 @@ _Result = TypeVar("_Result")
 BATCH_REQUESTS_MAX = 500
 BATCH_WEIGHT_MAX = 2000
 """The limits of one transaction, for operations without `limits` of their own. Equal requests with the same key count
-once, and a request that exceeds the weight alone runs alone."""
+once. A request that is heavier than the limit is a batch of its own.
+"""
 SHARED_WEIGHT_MAX = 20
 """The weight that a batch takes from one caller while several callers use the coalescer, because the others wait for
 the whole batch. A larger request may still be the caller's first one in a batch."""
@@ -167,7 +168,7 @@ class Coalescer(Generic[_Request, _Result]):
         self._arrived = threading.Condition(self._mutex)
         self._idle_flushers = 0
         self._running_count = 0
-        """The number of running batches without the one of a single large request."""
+        """The number of running batches, without a batch that is a single large request."""
         self._large_batch: list[list[_Entry[_Request, _Result]]] | None = None
         """The running batch of a request that must be alone in its batch."""
         self._last_start = 0.0

@@ -18,7 +18,7 @@ SHARED_SECONDS = 1.0
 """Something counts as shared for this time after several callers have used it.
 
 A caller that waits for each response before its next call uses nothing in between. Without this time, another caller
-would fill a whole batch whenever that happens, and delay each of its calls by a whole batch.
+would fill a whole batch in each such pause, and so delay each call of the first caller by a whole batch.
 """
 
 CALLER_SHARE = 4

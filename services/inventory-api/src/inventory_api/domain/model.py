@@ -113,7 +113,7 @@ class Item:
     """The priority of the location."""
     due: int = 0
     withholdings: tuple[tuple[str, int], ...] = ()
-    """The withheld units by reason, sorted by reason. Empty, too, if they were not read."""
+    """The withheld units by reason, sorted by reason. Also empty if they were not read."""
 
     @property
     def product(self) -> ProductKey:

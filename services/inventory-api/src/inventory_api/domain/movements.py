@@ -27,7 +27,7 @@ class MovementKind(StrEnum):
 
 
 OPENING = "OPENING"
-"""Reason of the first movement of an item that is older than the movements. The migration writes it."""
+"""Reason of the first movement of an item that was created before movements were recorded. The migration writes it."""
 
 UPGRADE = "UPGRADE"
 """Reason of a movement for changes that a process without movements made during an upgrade."""

@@ -20,8 +20,9 @@ RETURN_ITEMS_MAX = 500
 """The maximum number of items in all returns of an order. It bounds the events, which have the sums of all returns."""
 
 COUNTED_ORDERS_MAX = 500
-"""The maximum number of open orders of a buyer whose units can be counted for a limit per buyer. Of the SHIPPED and of
-the DELIVERED orders, the newest ones of this number each count."""
+"""The maximum number of open orders of a buyer whose units can be counted for a limit per buyer. It is also the number
+of the newest SHIPPED orders that count, and of the newest DELIVERED ones.
+"""
 
 CHARGES_MAX = 16
 LABELS_MAX = 16

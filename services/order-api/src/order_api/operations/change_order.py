@@ -60,7 +60,7 @@ from shop_common.errors import Contention, NotFound, QueueFull, Refused, ShopErr
 from shop_common.identity.caller import Caller
 
 STALE_SECONDS = 60
-"""The age of an intent from which on others may end it. A call of inventory-api takes less time."""
+"""The age from which other calls may end an intent. A call of inventory-api takes less time."""
 
 STALE_MAX = 100
 """The most intents that one call of ReconcileOrders ends."""

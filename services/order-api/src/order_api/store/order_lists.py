@@ -31,9 +31,10 @@ from shop_common.db.sql import Id, Timestamp
 from shop_common.timestamps import from_micros, micros
 
 PAGE_LINES_MAX = 10_000
-"""The most lines on one page, as many as fifty of the longest orders have: about 0.1 s of work. Even a page of a
-thousand orders with the longest reasons and references and the largest amounts is smaller than the 4 MiB that gRPC
-clients accept. Charges and labels have a limit of their own."""
+"""The most lines on one page: those of fifty orders of the maximum length, which are about 0.1 s of work. Even a page
+of a thousand orders with the longest reasons and references and the largest amounts is smaller than the 4 MiB that gRPC
+clients accept. Charges and labels have a limit of their own.
+"""
 
 PAGE_DETAILS_BYTES_MAX = 300_000
 """The most bytes of charges and labels on one page, in their stored form, if it has more than one order."""
