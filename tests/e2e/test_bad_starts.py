@@ -73,7 +73,7 @@ WRONG = {
 
 CONTRADICTIONS = [
     (INVENTORY_API, {"GRPC_PORT": "0", "WORKERS": "2"}, "WORKERS: must be 1 with GRPC_PORT 0"),
-    (INVENTORY_API, {"DATABASE_PASSWORD": "hunter2"}, "DATABASE_URL: must be one of PostgreSQL"),
+    (INVENTORY_API, {"DATABASE_PASSWORD": "hunter2"}, "DATABASE_URL: must be a PostgreSQL URL"),
     (ORDER_API, {"GRPC_PORT": "9464", "METRICS_PORT": "9464"}, "METRICS_PORT: must differ from GRPC_PORT"),
     (ORDER_API, {"GRACE_SECONDS": "1"}, "GRACE_SECONDS: must not be less than INVENTORY_CALL_SECONDS (5)"),
     (REAPER, {"HEALTH_PORT": "9464", "METRICS_PORT": "9464"}, "METRICS_PORT: must differ from HEALTH_PORT"),

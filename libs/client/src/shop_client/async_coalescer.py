@@ -50,7 +50,7 @@ class AsyncCoalescer:
     def _start(self, queue: Queue[_Waiter]) -> None:
         """Send the batches of the queue that do not have to wait for an outstanding one."""
         while (batch := queue.next_batch(time.monotonic())) is not None:
-            # The task runs in an empty context, so that the batch is no part of the trace of its first caller.
+            # The task runs in an empty context, so that the batch is not part of the trace of its first caller.
             sender = asyncio.get_running_loop().create_task(self._send(queue, batch), context=contextvars.Context())
             self._senders.add(sender)
             sender.add_done_callback(self._senders.discard)

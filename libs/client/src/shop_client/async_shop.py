@@ -123,7 +123,7 @@ class AsyncShop:
         while any(isinstance(each, Unavailable) for each in outcomes) and (pause := pauses.next()):
             await asyncio.sleep(pause)
             try:
-                # A repeat of the whole call makes only the changes that were not made.
+                # Repeat the whole call: the server makes only the changes that were not made yet.
                 outcomes = await self._until(call, deadline)
             except ShopError:
                 return outcomes  # with Unavailable for the changes that are not decided

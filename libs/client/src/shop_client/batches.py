@@ -176,7 +176,7 @@ class Queue(Generic[_Waiter]):
         calls_max = CALLS_MAX
         outstanding = len(self._waiting) + self._calls_in_flight
         if outstanding >= 2 * OVERLAP_CALLS_MIN:
-            # One batch of all calls would leave none for a second batch.
+            # If one batch took all calls, no call would be left for a second batch.
             calls_max = min(CALLS_MAX, outstanding // 2)
         while self._waiting and len(taken) < calls_max:
             entry = self._waiting[0]

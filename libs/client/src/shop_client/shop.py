@@ -141,7 +141,7 @@ class Shop:
         while any(isinstance(each, Unavailable) for each in outcomes) and (pause := pauses.next()):
             time.sleep(pause)
             try:
-                # A repeat of the whole call makes only the changes that were not made.
+                # Repeat the whole call: the server makes only the changes that were not made yet.
                 outcomes = self._until(call, deadline)
             except ShopError:
                 return outcomes  # with Unavailable for the changes that are not decided
@@ -273,7 +273,8 @@ class Shop:
     ) -> list[Reservation]:
         """Reserve all lines of an order, or nothing. Returns one reservation per product. Raises InsufficientStock.
 
-        With `allow_partial`, reserves what is available of each line, and raises InsufficientStock only if nothing is.
+        With `allow_partial`, reserves what is available of each line, and raises InsufficientStock only if nothing is
+        available.
         """
         order = OrderLines(order_id, tuple(lines), ttl_seconds, request_id, allow_partial)
         return self._run_in_batch(calls.reserve_lines(order, transport.current_traceparent()), timeout_seconds)

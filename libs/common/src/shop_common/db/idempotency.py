@@ -120,7 +120,7 @@ class IdempotencyKeys:
             return {}
         if len({claim.key for claim in claims}) < len(claims):
             raise ValueError("a batch contains a request_id twice: each request would be performed")
-        # Sort the keys: of two batches with the same keys, one then waits for the other. Otherwise they could deadlock.
+        # Sort the keys, so that two batches with the same keys wait for each other and do not deadlock.
         rows = [
             {
                 **_key_row(claim.key),

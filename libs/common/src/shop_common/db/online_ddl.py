@@ -74,7 +74,7 @@ def add_foreign_key(
     rows are checked afterwards, while others read and write. A failed check leaves a key that is not valid. The next
     run replaces it.
     """
-    # Transactions write the referred table first. Lock in the same order, so that none of them is caught in a deadlock.
+    # Transactions write the referred table first. Lock in the same order, so that this lock cannot deadlock with them.
     for each in (referred, table):
         op.execute(f"LOCK TABLE {each} IN ACCESS EXCLUSIVE MODE")
     drops = "".join(f"DROP CONSTRAINT IF EXISTS {each}, " for each in (replaced, name) if each is not None)

@@ -60,7 +60,7 @@ def _quoted(name: str) -> str:
 # PostgreSQL evaluates the function once per statement, because it is in a subquery without parameters.
 _IS_VISIBLE = "COALESCE(tenant = ANY ((SELECT shop_tenants())::text[]), TRUE)"
 
-# After a transaction that has set shop.tenants, the session has an empty value of it.
+# After a transaction has set shop.tenants, the session has an empty text as its value.
 _FUNCTION = """
 CREATE OR REPLACE FUNCTION shop_tenants() RETURNS text[] LANGUAGE plpgsql STABLE AS $$
 DECLARE

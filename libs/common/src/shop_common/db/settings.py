@@ -28,7 +28,7 @@ def _database_url(address: str, info: ValidationInfo) -> str:
     password = info.data.get(setting)
     if address.startswith("sqlite:///"):
         if password is not None:
-            raise ValueError(f"must be one of PostgreSQL when {setting.upper()} is set: SQLite knows no passwords")
+            raise ValueError(f"must be a PostgreSQL URL when {setting.upper()} is set: SQLite has no passwords")
         return _sqlite(address)
     url = _postgres(address)
     if password is None:

@@ -83,7 +83,7 @@ def unknown(settings: type[Settings], environment: Mapping[str, str]) -> Iterato
         # OpenTelemetry has a hundred variables, some of which are similar to ours.
         similarity_min = 0.0 if same_word else 0.95 if word == "OTEL" else 0.85
         nearest = get_close_matches(name, same_word or own, n=1, cutoff=similarity_min)
-        # MY_DATABASE_URL is the DATABASE_URL of another program.
+        # For example, MY_DATABASE_URL belongs to another program, and is not a misspelt DATABASE_URL.
         if nearest and not name.endswith(f"_{nearest[0]}"):
             yield variable, nearest[0]
 

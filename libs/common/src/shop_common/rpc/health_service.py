@@ -74,7 +74,8 @@ class HealthService:
 
     def add_to(self, server: grpc.Server) -> None:
         """Serve on this server."""
-        # Check takes a stream, although there is one request: in a unary handler grpcio waits for it without a limit.
+        # Check takes a stream, although there is one request: in a unary handler, grpcio would wait for the request
+        # without a limit.
         check: _Handler = grpc.stream_unary_rpc_method_handler(
             _on(self.threads, self._check), response_serializer=_Response.SerializeToString
         )

@@ -33,8 +33,9 @@ class Sharers:
     """The callers of one server. Safe to share between threads."""
 
     def __init__(self) -> None:
-        # The keys are hashes of credentials, so this holds no secrets. Python's hash has a random, secret key:
-        # nobody can choose a token with the hash of another. If two had the same hash, they would share their threads.
+        # The keys are hashes of credentials, so this holds no secrets. Python's hash has a random, secret key, so
+        # nobody can make a token that has the hash of another one. Two tokens with the same hash would only share their
+        # threads.
         self._known: dict[int, Sharer] = {}
         self._lock = threading.Lock()  # guards additions; a lookup is atomic
 

@@ -76,7 +76,7 @@ class Keycloak:
 
     def start(self) -> None:
         """Start, and wait until the server listens. May be repeated after `stop`. Raises ProcessEnded, TimeoutError."""
-        # A new object for each start: `wait_for_line` must not find a line of the start before.
+        # A new object for each start: `wait_for_line` must not find a line of the previous start.
         self._process = self._new_process()
         self._process.start()
         watchdog.watch(self._process.pid, then_remove=self._home)

@@ -140,7 +140,7 @@ def _rights(database: str, roles: Roles, tables: list[str]) -> Iterator[sql.Comp
     yield sql.SQL("REVOKE CREATE ON SCHEMA public FROM PUBLIC, {others}").format(**names)
     yield sql.SQL("GRANT USAGE, CREATE ON SCHEMA public TO {owner}").format(**names)
     yield sql.SQL("GRANT USAGE ON SCHEMA public TO {others}").format(**names)
-    # A session that forgets its transaction would block vacuum.
+    # A session that leaves a transaction open would block vacuum.
     yield sql.SQL("ALTER ROLE {console} SET idle_in_transaction_session_timeout = '60s'").format(**names)
     yield sql.SQL("ALTER ROLE {console} SET default_transaction_read_only = on").format(**names)
     yield sql.SQL("SET LOCAL ROLE {owner}").format(**names)

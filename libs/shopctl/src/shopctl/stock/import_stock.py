@@ -82,7 +82,8 @@ def run(options: argparse.Namespace) -> int:
         shop = None if options.dry_run else stack.enter_context(target.shop(options))
         digest = file.digest()
         columns = (TextColumn("rows"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        # Rich would print lines for standard output on standard error, so let it do so only on a terminal.
+        # While Rich shows the progress, it can redirect standard output to standard error. Allow that only on a
+        # terminal.
         progress = Progress(
             *columns,
             console=error_console(),

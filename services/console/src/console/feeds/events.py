@@ -177,7 +177,7 @@ class EventReader:
                     self._fault = "The broker does not respond. The console tries again every second."
                 self._stopping.wait(_RETRY_SECONDS)
             except Exception:
-                # The view shows that it is old. The next attempt may succeed.
+                # The view shows that the data are old. The next attempt may succeed.
                 _log.exception("cannot read the topics")
                 with self._lock:
                     self._fault = "The console could not read the topics. Its log has the cause."
@@ -285,6 +285,6 @@ def _shown(event: Event) -> ShownEvent:
 
 
 def _cut(value: str, characters_max: int = _TEXT_CHARACTERS_MAX) -> str:
-    # JSON can contain half of a surrogate pair, which no page can.
+    # JSON can contain half of a surrogate pair, but a page cannot.
     value = value.encode(errors="replace").decode()
     return value if len(value) <= characters_max else f"{value[: characters_max - 1]}…"

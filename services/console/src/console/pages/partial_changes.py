@@ -63,7 +63,7 @@ class _Units:
         """Return the ids of the lines with their units. Raises Unusable if there are none."""
         found = [(line.id, whole(field)) for line, field in self._fields if field.value]
         if not found:
-            # For the API, a shipment without lines is one of all open units.
+            # For the API, a shipment without lines ships all open units.
             raise Unusable("Enter the units of at least one line.")
         return found
 

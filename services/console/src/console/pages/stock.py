@@ -110,7 +110,7 @@ def _adjust(here: Page, item: Item) -> None:
 
         async def change() -> None:
             (quantity,) = fields
-            # The version prevents that this change overwrites one that somebody else has made meanwhile.
+            # With the version, the API refuses the change if somebody else has changed the item meanwhile.
             await here.viewer.shop.set_quantity(item.id, whole(quantity), version=item.version)
 
         question = f"Set the quantity of product {item.product_id} in {item.location}"

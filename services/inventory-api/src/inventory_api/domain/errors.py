@@ -117,8 +117,8 @@ class ReservationsLimit(_OrderRefused):
     def __init__(self, order_id: str, reservations: int, allocations: int) -> None:
         super().__init__(
             order_id,
-            f"order {order_id} has {reservations} active reservations with {allocations} allocations; an order has at "
-            f"most {ORDER_RESERVATIONS_MAX} with {ORDER_ALLOCATIONS_MAX}",
+            f"order {order_id}: {reservations} active reservations with {allocations} allocations exceed the limits of "
+            f"{ORDER_RESERVATIONS_MAX} and {ORDER_ALLOCATIONS_MAX}",
         )
         self._counts = {"reservations": str(reservations), "allocations": str(allocations)}
 

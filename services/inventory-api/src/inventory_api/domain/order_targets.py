@@ -166,7 +166,8 @@ def decide_additions(
     for each in added:
         if not each.is_due(now):
             units[each.product_id] = units.get(each.product_id, 0) + each.quantity
-    # A process of an earlier release removes the totals of products that an event of a lower version does not have.
+    # Totals may be missing: a process of an earlier release removes those of products that an event of a lower version
+    # lacks.
     known = {product: Totals(0, 0) for product in units} | dict(totals)
     before = {product: total._replace(kept=total.kept + units.get(product, 0)) for product, total in known.items()}
     # A product that the order does not have was never part of it, because no line of an order is deleted.

@@ -26,7 +26,7 @@ def rows(tx: Connection, products: Sequence[ProductKey], limit: int) -> Sequence
 
 
 def _build(given: Subquery) -> Any:
-    # A common table expression, so that the whole statement compares with one reading of the clock.
+    # A common table expression, so that the whole statement uses one reading of the clock.
     moment = select(Clock().label("now")).cte("moment")
     timestamp = select(moment.c.now).scalar_subquery()
     due = (

@@ -32,7 +32,7 @@ def read_counters(tx: Connection, after_id: int, limit: int) -> list[Counters]:
 def lock_item(tx: Connection, item_id: int) -> tuple[Item, Counters]:
     """Lock an item. Returns it and its counters. Items are never deleted."""
     item = Item(*tx.execute(_lock, {"id": item_id}).one())
-    # A new statement: it sees what was committed while this transaction waited for the lock.
+    # Use a new statement, because it sees what was committed while this transaction waited for the lock.
     return item, Counters(*map(int, tx.execute(_counters_of, {"id": item_id}).one()))
 
 

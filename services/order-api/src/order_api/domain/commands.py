@@ -143,8 +143,9 @@ def new_order(
 
 
 def _derived_id(tenant_name: str, user_id: int, request_id: str) -> str:
-    # Orders from before tenants existed must keep their ids, so the default tenant is not part of the name. No other
-    # tenant can have the same name: in the default tenant the digits at the start are followed by a colon.
+    # Orders from before tenants existed must keep their ids, so the default tenant is not part of the name. There, a
+    # name begins with digits and a colon. In other tenants it begins with the tenant and a slash, so no two names are
+    # equal.
     return str(uuid5(_ORDER_NAMESPACE, tenant.qualified(tenant_name, f"{user_id}:{request_id}")))
 
 

@@ -130,7 +130,8 @@ def confirm(order: Order | None, result: ConfirmationResult) -> Transition:
             return Transition(refusal=Contention(f"another call changes order {order.id}; try again"))
         if all(answer.get(product_id, 0) >= units for product_id, units in kept_units(order).items()):
             return transition
-        # inventory-api does not return released reservations. The ORDER_CANCELLED event releases the others.
+        # inventory-api does not return released reservations. The ORDER_CANCELLED event releases those that are still
+        # active.
         answer = ReservationReleased(order.id)
     if _is_lost(answer):
         return Transition(Status.CANCELLED, _LOST[answer.reason], answer)

@@ -142,7 +142,7 @@ _of = Statement(
     order_id=Id(),
 )
 _lock = Statement(
-    # The rows are read in their order, so the locks are taken in this order.
+    # The database reads the input rows in their sequence, so it takes the locks in this sequence.
     lambda given: select(func.pg_advisory_xact_lock(literal(_LOCK_CLASS, Integer()), given.c.number)),
     number=Integer(),
 )

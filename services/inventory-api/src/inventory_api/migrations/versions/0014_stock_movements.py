@@ -92,5 +92,5 @@ def _open(items: sa.TableClause, *within: Any) -> None:
         tx.execute(insert)
         tx.execute(update.where(*within, items.c.revision == 0, items.c.quantity > 0))
     else:
-        # One statement, and so one transaction: both parts concern the rows that it has locked.
+        # Use one statement, so that both parts concern the same locked rows, in one transaction.
         tx.execute(update.where(items.c.id == unopened.c.id).add_cte(insert.cte("written")))

@@ -129,8 +129,7 @@ def _apply(
             reached[key] = replace(effects[key], totals={**effects[key].totals, **decision.applied})
         else:
             # The totals are the targets now, even if some units were not reserved: later turns must not look for them
-            # again.
-            # The version may not know products that were added for a later one.
+            # again. This version may lack products that were added for a later version.
             final = {**effects[key].totals, **order_targets.final_totals(order, totals[key])}  # failpoint: totals
             reached[key] = OrderEffects(order.version, final, effects[key].additions)
             missing[key] = {

@@ -50,7 +50,7 @@ def keys_to_cover(
     for key, units in shortage.items():
         if key.product not in has_due:
             continue
-        # Each reservation frees at least one unit, so as many reservations as missing units are enough.
+        # Each reservation frees at least one unit, so never read more reservations than there are missing units.
         parameters = {**key.product._asdict(), "row_limit": min(units, limit)}
         if key.location is None:
             due = _execute(tx, _due_of_product, parameters)
