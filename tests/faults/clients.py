@@ -418,7 +418,7 @@ def _by_product(units: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]
 
 
 def _mark(request: Any, request_id: str) -> None:
-    """Make the request name its id in a field that the event of its effect contains."""
+    """Write the id of the request into a field that the event of its effect contains."""
     match request:
         case orders.CreateShipmentRequest():
             request.tracking_number = request_id

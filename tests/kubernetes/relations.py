@@ -68,7 +68,7 @@ def _service(cluster: Cluster, name: str) -> Object | None:
 
 
 def network_policies_allow_exactly_what_is_needed(cluster: Cluster) -> Iterator[str]:
-    """The policies allow the flows that the settings need, no others. Databases and brokers may connect anywhere."""
+    """The policies allow only the flows that the settings need. Databases and brokers may connect anywhere."""
     for workload in cluster.workloads():
         needs = {"ingress": network.needed_ingress(cluster, workload)}
         if network.is_ours(workload):

@@ -45,5 +45,5 @@ class Command:
         return self.caller.tenant
 
     def folded(self, calls: int) -> Self:
-        """Return a copy of this command that stands for so many equal calls."""
+        """Return a copy of this command that stands for `calls` equal calls."""
         return replace(self, calls=calls)

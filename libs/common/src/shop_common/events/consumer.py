@@ -166,7 +166,7 @@ class Consumer:
             _log.warning("consumer not stopped in time; uncommitted events will be handled again", topic=self._topic)
 
     def lag(self) -> int:
-        """Return how many messages in this process's partitions are not handled yet, as measured seconds ago."""
+        """Return how many messages in this process's partitions were not handled yet at the last measurement."""
         return self._reader.progress.lag
 
     def _run(self) -> None:

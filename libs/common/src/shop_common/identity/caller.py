@@ -64,7 +64,7 @@ class Caller:
     def reservation_owner(self) -> str:
         """The owner of the reservations that the caller makes. Only their owner can confirm or release them.
 
-        Empty for the order service, which is the only one with the permission to act for others, and for everyone if
+        Empty for order-api, the only service with the permission to act for others. Also empty for everyone if
         identities are not checked.
         """
         return "" if DELEGATE in self.permissions else self.name

@@ -17,7 +17,7 @@ class Identity:
     """
 
     def __init__(self, settings: IdentitySettings, api_keys: ApiKeySet | None) -> None:
-        """Read the grants. Raises GrantsError, but not after `settings.start_faults` has found none."""
+        """Read the grants. Raises GrantsError, unless `settings.start_faults` has found no fault before."""
         self.authenticator: Authenticator | None = None
         self._grants: GrantsFile | None = None
         self._keys: KeySet | None = None

@@ -288,7 +288,7 @@ _UNREADABLE = Violation("request", "its bytes are not a message of this method, 
 
 
 def _about_caller(error: Exception | None, context: grpc.ServicerContext) -> dict[str, str]:
-    """Return the log fields that identify the caller of a call that is refused because of its caller.
+    """Return the log fields that identify the caller, for a call that is refused because of its caller.
 
     They never contain any part of a token. A caller that is not authenticated has only the address of its connection,
     and the id in its certificate if it has one.

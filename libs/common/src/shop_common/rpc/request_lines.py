@@ -1,4 +1,4 @@
-"""Counts the lines of a request, by which rate limits weigh it."""
+"""Counts the lines of a request, which are its weight for rate limits."""
 
 from functools import cache
 
@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 def lines_of(request: Message) -> int:
     """Return the number of lines in the request, at least 1.
 
-    Lines are the entries of its lists of messages, and an entry that has such a list itself counts as its own lines. So
+    Lines are the entries of its lists of messages. An entry that has such lists itself counts as their entries. So
     a BatchReserveStock has the lines of all its orders, a CreateOrder the lines, charges and labels of its order, and a
     request without such a list has one.
     """

@@ -375,7 +375,7 @@ class ReservedOrder(_message.Message):
     tenant: _builtins.str
     """The tenant of the reservations."""
     order_id: _builtins.str
-    """The id of the order. Callers that are not order-api may have reserved stock for ids of their own, too."""
+    """The id of the order. Other callers than order-api may also have reserved stock, under ids of their own."""
     def __init__(
         self,
         *,

@@ -69,7 +69,7 @@ class Viewers:
         self._everyone: Viewer | None = None
 
     def of(self, session_id: str | None) -> Viewer | None:
-        """Return the viewer of a session, or None if the viewer must sign in. Without SIGN_IN, all are one viewer."""
+        """Return the viewer of a session, or None if it must sign in. Without SIGN_IN, all sessions have one viewer."""
         if not self.sign_in_required:
             if self._everyone is None:
                 self._everyone = Viewer("everyone", AsyncShop(self._settings.client("")), EVERYTHING)

@@ -28,7 +28,7 @@ class Command(command.Command):
     def owner(self) -> str:
         """The owner of the reservations, and the scope of the request_id.
 
-        Owners may use the same request_ids, so that none can use up those of another.
+        Each owner has its own request_ids, so no caller can use up those of another.
         """
         return self.caller.reservation_owner
 
@@ -84,7 +84,7 @@ TURN_CHANGES = 100
 
 @dataclass(frozen=True, slots=True)
 class StockChange:
-    """A change of the quantity of one item, or for MOVED of two, or for WITHHELD of its withheld units.
+    """A change of the quantity of one item. MOVED changes two items, and WITHHELD the withheld units of one.
 
     `quantity` is the difference, for COUNTED the new quantity, and for MOVED the units that move to `to_location`. For
     WITHHELD, `reason` is the reason of the withholding.
@@ -105,7 +105,7 @@ class StockChange:
 
     @property
     def creates_item(self) -> bool:
-        """Whether a missing item is created. Units cannot be taken from it, and it has no version to compare."""
+        """Whether the change creates a missing item. A change that takes units or names a version does not."""
         takes_units = self.kind in (MovementKind.MOVED, MovementKind.WITHHELD)
         return self.quantity >= 0 and self.version is None and not takes_units
 
@@ -374,7 +374,7 @@ class PurgeRequest(Command):
 
 @dataclass(frozen=True, slots=True)
 class VerifyRequest(Command):
-    """Verify at most `max_count` items of all tenants with ids above `after_item_id`, and repair them if `repair`."""
+    """Verify at most `max_count` items of all tenants with ids above `after_item_id`. With `repair`, repair them."""
 
     after_item_id: int
     max_count: int

@@ -145,7 +145,7 @@ class ReservationReleased(_OrderRefused):
 
 
 class ExtensionLimit(_OrderRefused):
-    """A reservation of the order would be held for longer than the limit for its whole life."""
+    """A reservation of the order would be held for longer in total than is allowed."""
 
     reason: ClassVar[str] = "EXTENSION_LIMIT"
 

@@ -37,8 +37,8 @@ class Totals(NamedTuple):
 class Addition(NamedTuple):
     """Reservations that were made for a change of an order, before order-api has stored the change.
 
-    `version` is the one that the order gets by the change. Whether the order was changed is known from the targets of
-    the first event with this version or a later one. Events with lower versions do not concern these reservations.
+    `version` is the version that the order gets by the change. The targets of the first event with this version or a
+    later one show whether the order was changed. Events with lower versions do not concern these reservations.
     """
 
     version: int
@@ -157,7 +157,7 @@ def remaining(order: OrderTargets, totals: Mapping[int, Totals]) -> dict[int, Re
 def decide_additions(
     order: OrderTargets, totals: Mapping[int, Totals], added: Sequence[Reservation], now: datetime
 ) -> Decision:
-    """Decide which of the locked reservations that were added for changes the order keeps. `added` are active.
+    """Decide which added reservations the order keeps. `added` are the locked, active ones.
 
     `totals` are those before, without the added units. If the order was not changed, its targets do not have the added
     units: then these units are released, and no others. Added units that have expired were never kept.

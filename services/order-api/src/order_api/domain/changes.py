@@ -38,7 +38,7 @@ class AddedUnits:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """An order after a change, without its new lines; then the new lines, and the units to reserve for the order."""
+    """The result of a change: the order without its new lines, the new lines, and the units to reserve."""
 
     order: Order
     new_items: tuple[NewItem, ...]
@@ -71,7 +71,7 @@ class ChangeResult:
     refusal: ShopError | None = None
 
     def folded(self, calls: int) -> Self:
-        """Return a copy of this result that stands for so many equal calls."""
+        """Return a copy of this result that stands for `calls` equal calls."""
         return replace(self, command=self.command.folded(calls))
 
     @property

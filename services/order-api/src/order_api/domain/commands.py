@@ -77,7 +77,7 @@ class NewOrder(Command):
     def is_what_made(self, order: Order) -> bool:
         """Return whether this request has the same content as the one that created the order with its id.
 
-        The ttl and the limits are not compared, because they are no part of an order.
+        The ttl and the limits are not compared, because they are not part of an order.
         """
         stored = [_line(item, item.price) for item in order.items]
         requested = [_line(item, item.price) for item in self.items]
@@ -162,7 +162,7 @@ class ReservedOrder:
         return self.order.key
 
     def folded(self, calls: int) -> "ReservedOrder":
-        """Return a copy of this order that stands for so many equal calls."""
+        """Return a copy of this order that stands for `calls` equal calls."""
         return replace(self, order=self.order.folded(calls))
 
     @property
@@ -332,7 +332,7 @@ class OrderFilter:
         return self.updated_after is not None or self.updated_before is not None
 
     def conflicts(self) -> Iterator[tuple[str, str]]:
-        """Yield the name of each field that no index serves together with another field, and the other field."""
+        """Yield the names of each two fields that are set and that no index serves together."""
         for name, others in _CONFLICTS.items():
             if self._is_set(name):
                 yield from ((name, other) for other in others if self._is_set(other))

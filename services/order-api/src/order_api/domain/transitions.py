@@ -50,7 +50,7 @@ class ConfirmationResult:
     version: int | None = None
 
     def folded(self, calls: int) -> Self:
-        """Return a copy of this result that stands for so many equal calls."""
+        """Return a copy of this result that stands for `calls` equal calls."""
         return replace(self, command=self.command.folded(calls))
 
     @property

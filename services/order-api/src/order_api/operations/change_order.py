@@ -128,8 +128,8 @@ def begin(tx: Connection, commands: Sequence[ChangeLines]) -> list[BegunChange |
     """Store an intent for each command that needs more stock, or continue the intent of an earlier equal command.
 
     Returns one outcome per command, in order: the call to make, or the refusal. Refuses with BuyerLimitExceeded and
-    BuyerOrdersLimit, as `finish` would, before any unit is reserved. A repeat of a finished call needs no call. Emits
-    nothing, except ORDER_CHANGED for another intent that was never ended.
+    BuyerOrdersLimit, as `finish` would, before any unit is reserved. A command that repeats a finished call needs no
+    call of inventory-api. Emits nothing, except ORDER_CHANGED for another intent that was never ended.
     """
     repeats = tables.idempotency_keys.are_repeats(tx, [command.claim() for command in commands])
     new = [command for command, is_repeat in zip(commands, repeats, strict=True) if not is_repeat]
@@ -361,7 +361,7 @@ class StaleChanges:
         self._audit_log = audit_log
 
     def end(self, caller: Caller) -> int:
-        """End up to STALE_MAX of them without their change, the oldest first. Returns how many. Emits ORDER_CHANGED."""
+        """End up to STALE_MAX changes without effect, the oldest first. Returns their number. Emits ORDER_CHANGED."""
         keys = self._database.query(
             lambda tx: intents.begun_before(tx, now(tx) - timedelta(seconds=STALE_SECONDS), STALE_MAX), ALL_TENANTS
         )

@@ -56,7 +56,7 @@ class Extension:
 
 
 def check(tx: Connection, commands: Sequence[ExtendOrder]) -> list[Status | ShopError]:
-    """Return, for each command, the status PENDING of its order, or the refusal. Locks nothing."""
+    """Return, for each command, PENDING if its order has this status, or else the refusal. Locks nothing."""
     statuses = orders.statuses(tx, (command.order_key for command in commands))
     outcomes: list[Status | ShopError] = []
     for command in commands:

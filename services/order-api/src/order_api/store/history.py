@@ -15,7 +15,7 @@ _COLUMNS = ("tenant", "order_id", "version", "status", "reason", "actor", "chang
 def append(tx: Connection, changed: Sequence[tuple[Order, str]]) -> None:
     """Record the present status of each order and the actor of the change. The transaction has locked the orders.
 
-    An order may occur several times, once per change, with another version each time.
+    An order may occur several times, once per change, with a different version each time.
     """
     rows = [
         {

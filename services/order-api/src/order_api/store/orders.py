@@ -181,7 +181,7 @@ def with_cancelled_units(tx: Connection, keys: Iterable[OrderKey]) -> set[OrderK
 def unchanged_statuses(
     tx: Connection, keys: Iterable[OrderKey], seconds: float, among: Collection[Status]
 ) -> dict[OrderKey, VersionedStatus]:
-    """Return the status of each order that has one of these, and has not changed for `seconds`. Locks nothing."""
+    """Return the status of each order that is in one of these and has not changed for `seconds`. Locks nothing."""
     rows = _key_rows(keys)
     if not rows:
         return {}
@@ -433,7 +433,7 @@ def _created(reserved: ReservedOrder, created_at: datetime, item_ids: Iterator[i
 
 
 def with_items(tx: Connection, rows: Sequence[Row[Any]]) -> list[Order]:
-    """Return the orders of these rows, each with its lines. The rows have COLUMNS, and each is of another order."""
+    """Return the orders of these rows, each with its lines. The rows have COLUMNS, and each is of a different order."""
     if not rows:
         return []
     lines: dict[OrderKey, list[OrderItem]] = {OrderKey(row.tenant, row.id): [] for row in rows}

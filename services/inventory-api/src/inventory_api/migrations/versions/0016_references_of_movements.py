@@ -1,4 +1,4 @@
-"""Adds the reference and the time that the caller of a change states to the movements.
+"""Adds columns to the movements: the reference, and the time that the caller stated for the change.
 
 The previous version inserts movements without these columns, so they have defaults.
 """

@@ -50,7 +50,7 @@ def retake(
 
     Takes one request per transaction: two orders could lock their items in different sequences. Returns its outcome in
     a list: the confirmed and fulfilled reservations, or the error that refused the order. The errors are those of
-    `confirm` except ReservationExpired, and InsufficientStock, LocationsLimit and Contention. Due reservations become
+    `confirm` without ReservationExpired, plus InsufficientStock, LocationsLimit and Contention. Due reservations become
     EXPIRED although the order is refused.
 
     May be repeated: for a confirmed order it returns the same reservations and changes nothing. Emits one event per

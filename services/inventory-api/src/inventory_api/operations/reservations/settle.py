@@ -23,7 +23,7 @@ class Settlement:
         self._audit_log = audit_log
 
     def run(self, request: SettleRequest) -> set[OrderKey]:
-        """Settle the orders. Returns those of which reservations have changed.
+        """Settle the orders. Returns the orders whose reservations have changed.
 
         Calls the operations that handle ORDER_CANCELLED and ORDER_SHIPPED, so a late event finds nothing to do. Works
         in turns of one transaction each. Leaves out orders of which a later version was applied. May be repeated. Emits

@@ -46,9 +46,10 @@ def change_states(
 
 
 def replace_by_parts(tx: Connection, locked: Locked, splits: Sequence[Split], causes: Mapping[str, Cause]) -> None:
-    """Insert the parts in the states of their reservations, end these reservations as REPLACED, and update `locked`.
+    """Insert the parts of each split, end the split reservations as REPLACED, and update `locked`.
 
-    The counters of the items do not change. Emits STOCK_RESERVATION_CHANGED per split. `causes` is by reservation id.
+    A part has the state of the reservation that it replaces. The counters of the items do not change. Emits
+    STOCK_RESERVATION_CHANGED per split. `causes` is by reservation id.
     """
     if not splits:
         return

@@ -31,7 +31,7 @@ class Turn:
     has_more: bool
 
     def record(self, tx: Connection, audit_log: AuditLog | None, event_type: str, changes: Collection[str]) -> None:
-        """Write a row of the audit log for each order of which reservations have changed. `changes` are their ids."""
+        """Write a row of the audit log for each order whose reservations have changed. `changes` are their ids."""
         if audit_log is None:
             return
         changed: dict[OrderKey, list[str]] = {}

@@ -1,6 +1,6 @@
 """Adds charges, references, labels, locations of lines, and the history of the status. Adds indexes for ListOrders.
 
-Rows from before have none of these, and so have the rows that a process of the previous version inserts. Constant
+Rows from before have none of these, and neither have the rows that a process of the previous version inserts. Constant
 defaults rewrite no rows. PostgreSQL builds the indexes while others read and write. Everything may be repeated after a
 failure.
 """

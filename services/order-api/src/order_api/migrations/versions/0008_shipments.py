@@ -3,8 +3,8 @@
 A process of the previous version neither writes the columns nor reads them: for it, every unit of an order has the
 status of the order. So order-api changes some units of orders only if PARTIAL_CHANGES_ENABLED is set (docs/release.md).
 
-A failed run is repeated from the start. The foreign key locks `orders` first and the columns `order_items` second, in
-the order of a transaction that creates an order. The other way round, they would deadlock.
+A failed run is repeated from the start. The migration locks `orders` first, for the foreign key, and `order_items`
+second, for the columns. A transaction that creates an order uses the same sequence, so the two cannot deadlock.
 """
 
 import sqlalchemy as sa

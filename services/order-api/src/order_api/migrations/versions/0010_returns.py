@@ -3,8 +3,8 @@
 A process of the previous version neither writes the columns nor reads them, so its rows meet the condition. PostgreSQL
 checks the existing rows while others read and write.
 
-A failed run is repeated from the start. The foreign key locks `orders` first and the column `order_items` second, in
-the order of a transaction that creates an order. The other way round, they would deadlock.
+A failed run is repeated from the start. The migration locks `orders` first, for the foreign key, and `order_items`
+second, for the column. A transaction that creates an order uses the same sequence, so the two cannot deadlock.
 """
 
 import sqlalchemy as sa

@@ -1,4 +1,4 @@
-"""Creates the table of the changes of orders that have begun.
+"""Creates a table with a row for each change of an order that has begun and not ended.
 
 A process of the previous version neither reads nor writes it. The foreign key locks `orders` for a moment.
 """
