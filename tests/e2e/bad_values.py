@@ -41,6 +41,8 @@ NOT_TOGETHER = {
     "shop.order.v1.ListOrdersRequest": {
         "product_id", "external_reference", "label", "updated_after", "updated_before"
     },
+    # The first treatment withholds no units.
+    "shop.order.v1.ReturnedUnits": {"withholding_reason"},
 }  # fmt: skip
 """Fields that a valid request may not have together with its other fields. The tests set one of them at a time."""
 

@@ -117,6 +117,36 @@ def test_one_returned_unit_is_sold_again_and_a_damaged_one_is_not(shop: ShopDriv
     shop.assert_consistent(product, stocked=6)
 
 
+def test_a_damaged_return_is_in_stock_but_not_for_sale_until_it_is_given_back(shop: ShopDriver) -> None:
+    product = shop.stocked_product(NORTH=5)
+    order = shop.create_order((product, 4))
+    shop.change_status(order.id, CONFIRMED, PROCESSING, SHIPPED)
+    damaged = orders.ReturnedUnits(
+        item_id=order.items[0].id,
+        quantity=2,
+        treatment=orders.RETURN_TREATMENT_WITHHOLD,
+        location="NORTH",
+        withholding_reason="DAMAGED",
+    )
+
+    back, repeated = (shop.take_back(order.id, damaged, request_id="damaged return") for _ in range(2))
+
+    assert repeated == back
+    assert list(back.returns[0].items) == [damaged]
+    shop.eventually(lambda: shop.on_hand(product) == 3)
+    assert shop.available(product) == 1
+    with pytest.raises(Refused, match="2 requested, 1 available"):
+        shop.reserve(product, 2)
+    repaired = inventory.StockChange(
+        product_id=product, location="NORTH", withheld=inventory.StockWithholding(reason="DAMAGED", quantity=-2)
+    )
+    shop.api.call(shop.api.inventory.BatchChangeStock, inventory.BatchChangeStockRequest(changes=[repaired]))
+    assert shop.available(product) == 3
+    shop.reserve(product, 3)
+    # 5 units came in, 4 went out, and 2 came back.
+    shop.assert_consistent(product, stocked=7)
+
+
 def test_events_of_an_order_arrive_in_the_order_of_its_status_changes(shop: ShopDriver) -> None:
     product = shop.stocked_product(units=50)
     order_ids = [shop.create_order((product, 1)).id for _ in range(20)]

@@ -61,9 +61,11 @@ class OrderUnits:
                 if not may_add:
                     yield f"{self.name}: the targets {target} of {event.type} follow {last}: units were added"
             self.shipped[product], self._returned[product] = shipped, returned
+            restocked: Counter[tuple[int, str]] = Counter()
             for each in target.get("returned", ()):
-                if each["treatment"] == "RESTOCK":
-                    self.restocked[product, each["location"]] = each["quantity"]
+                if each["treatment"] != "DISCARD":  # withheld units are added to the stock, too
+                    restocked[product, each["location"]] += each["quantity"]
+            self.restocked.update(restocked)
         if before is not None and before.keys() - {target["product_id"] for target in event.data["targets"]}:
             yield f"{self.name}: the targets of {event.type} lack products of {before}"
 

@@ -49,7 +49,7 @@ SETTINGS = settings(max_examples=15, deadline=None, suppress_health_check=[Healt
 class Model:
     """An order with a line per product. `open` units are neither shipped nor cancelled.
 
-    `restocked` and `discarded` units came back, and still count as shipped.
+    `restocked`, `withheld` and `discarded` units came back, and still count as shipped.
     """
 
     ordered: dict[int, int]
@@ -57,6 +57,7 @@ class Model:
     shipped: dict[int, int] = field(default_factory=lambda: dict.fromkeys(PRODUCTS, 0))
     open: dict[int, int] = field(default_factory=dict)
     restocked: dict[int, int] = field(default_factory=lambda: dict.fromkeys(PRODUCTS, 0))
+    withheld: dict[int, int] = field(default_factory=lambda: dict.fromkeys(PRODUCTS, 0))
     discarded: dict[int, int] = field(default_factory=lambda: dict.fromkeys(PRODUCTS, 0))
 
     def __post_init__(self) -> None:
@@ -100,6 +101,10 @@ class Model:
         """Return whether the order permits these units to come back, and add them to the stock."""
         return self._take_back(units, self.restocked)
 
+    def withhold(self, units: dict[int, int]) -> bool:
+        """Return whether the order permits these units to come back. They are added to the stock, but not for sale."""
+        return self._take_back(units, self.withheld)
+
     def discard(self, units: dict[int, int]) -> bool:
         """Return whether the order permits these units to come back. They are not added to the stock."""
         return self._take_back(units, self.discarded)
@@ -125,7 +130,8 @@ class Model:
 
     def _take_back(self, units: dict[int, int], returned: dict[int, int]) -> bool:
         for product, count in units.items():
-            if count > self.shipped[product] - self.restocked[product] - self.discarded[product]:
+            came_back = self.restocked[product] + self.withheld[product] + self.discarded[product]
+            if count > self.shipped[product] - came_back:
                 return False
         for product, count in units.items():
             returned[product] += count
@@ -133,7 +139,8 @@ class Model:
 
     def _bought(self, product: int) -> int:
         """Return the units that count for the limit per buyer."""
-        return self.open[product] + self.shipped[product] - self.restocked[product] - self.discarded[product]
+        came_back = self.restocked[product] + self.withheld[product] + self.discarded[product]
+        return self.open[product] + self.shipped[product] - came_back
 
     def _are_open(self, units: dict[int, int]) -> bool:
         return all(count <= self.open[product] for product, count in units.items())
@@ -241,11 +248,14 @@ class System:
         # A location that had this product before, and one that never had.
         return self._take_back(order, units, Treatment.RESTOCK, "A" if 1 in units else "C")
 
-    def discard(self, order: Order, units: dict[int, int]) -> Order | ShopError:
-        return self._take_back(order, units, Treatment.DISCARD, "")
+    def withhold(self, order: Order, units: dict[int, int]) -> Order | ShopError:
+        return self._take_back(order, units, Treatment.WITHHOLD, "A", "DAMAGED" if 1 in units else "STAINED")
 
-    def _take_back(self, order: Order, units: dict[int, int], treatment: Treatment, location: str) -> Order | ShopError:
-        returned = tuple(ReturnedUnits(*line, treatment, location) for line in self._by_line(order, units))
+    def discard(self, order: Order, units: dict[int, int]) -> Order | ShopError:
+        return self._take_back(order, units, Treatment.DISCARD)
+
+    def _take_back(self, order: Order, units: dict[int, int], treatment: Treatment, *place: str) -> Order | ShopError:
+        returned = tuple(ReturnedUnits(*line, treatment, *place) for line in self._by_line(order, units))
         return self.orders.transact(lambda tx: return_items(tx, [ReturnItems(order.id, returned)]))[0]
 
     def load(self, order: Order) -> Order:
@@ -262,8 +272,8 @@ class System:
         written = events_of(self.inventory.database, inventory_api.store.tables.outbox)
         deliver(self.orders, handlers, [each for each in written if each.type in handlers])
 
-    def stock(self) -> dict[int, tuple[int, int]]:
-        """Return the quantity and the reserved quantity of each product."""
+    def stock(self) -> dict[int, tuple[int, int, int]]:
+        """Return the quantity, the reserved and the withheld quantity of each product."""
         items = inventory_api.store.tables.inventory_items
         with self.inventory.database.read() as tx:
             rows = tx.execute(select(items)).all()
@@ -271,6 +281,7 @@ class System:
             product: (
                 sum(row.quantity for row in rows if row.product_id == product),
                 sum(row.reserved_quantity for row in rows if row.product_id == product),
+                sum(row.withheld_quantity for row in rows if row.product_id == product),
             )
             for product in PRODUCTS
         }
@@ -328,6 +339,7 @@ steps = st.one_of(
     st.tuples(st.just("lower"), counts),
     st.tuples(st.just("add"), st.tuples(one_more, st.sampled_from(["", "", "begun", "reserved"]))),
     st.tuples(st.just("restock"), counts),
+    st.tuples(st.just("withhold"), counts),
     st.tuples(st.just("discard"), counts),
     st.tuples(st.just("change"), forward),
     st.tuples(st.just("change"), st.sampled_from([Status.SHIPPED, Status.CANCELLED, Status.DELIVERED])),
@@ -339,6 +351,7 @@ def test_any_history_of_an_order_leaves_its_stock_as_the_model_has_it(system: Sy
     returns: list[tuple[str, Any]] = [
         ("ship", {1: 3}), ("restock", {1: 2}), ("deliver", None), ("cancel", {2: 1}), ("change", Status.SHIPPED),
         ("restock", {1: 1, 2: 2}), ("deliver", None), ("discard", {1: 1}), ("restock", {1: 2}), ("discard", {1: 9}),
+        ("withhold", {2: 1}), ("deliver", None), ("withhold", {2: 9}),
     ]  # fmt: skip
 
     changes: list[tuple[str, Any]] = [
@@ -373,7 +386,11 @@ def test_any_history_of_an_order_leaves_its_stock_as_the_model_has_it(system: Sy
 
         assert system.load(order).status is model.status
         assert system.stock() == {
-            product: (STOCK - model.shipped[product] + model.restocked[product], model.open[product])
+            product: (
+                STOCK - model.shipped[product] + model.restocked[product] + model.withheld[product],
+                model.open[product],
+                model.withheld[product],
+            )
             for product in PRODUCTS
         }
         system.inventory.check_consistency()

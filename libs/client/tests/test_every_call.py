@@ -355,20 +355,21 @@ def test_half_an_order_is_shipped_and_the_rest_is_cancelled(shop: Shop, product:
 
 def test_a_shipped_unit_of_an_order_comes_back(shop: Shop, product: int) -> None:
     shop.add_stock(product, 5)
-    order = shop.create_order(product, [NewItem(product, 2, PRICE)], "EUR")
+    order = shop.create_order(product, [NewItem(product, 3, PRICE)], "EUR")
     for status in (OrderStatus.CONFIRMED, OrderStatus.PROCESSING, OrderStatus.SHIPPED):
         shop.update_order_status(order.id, status)
     item_id = order.items[0].id
     units = (
         ReturnedUnits(item_id, 1, ReturnTreatment.RESTOCK, "WAREHOUSE_B"),
         ReturnedUnits(item_id, 1, ReturnTreatment.DISCARD),
+        ReturnedUnits(item_id, 1, ReturnTreatment.WITHHOLD, "WAREHOUSE_B", "DAMAGED"),
     )
 
     back = shop.create_return(order.id, units, reason="too small")
 
     (found,) = back.returns
     assert (found.items, found.reason) == (units, "too small")
-    assert (back.status, back.items[0].shipped, back.items[0].returned) == (OrderStatus.SHIPPED, 2, 2)
+    assert (back.status, back.items[0].shipped, back.items[0].returned) == (OrderStatus.SHIPPED, 3, 3)
     assert shop.get_order(order.id) == back
     with pytest.raises(errors.UnitsNotReturnable) as refused:
         shop.create_return(order.id, units)

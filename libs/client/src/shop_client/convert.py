@@ -230,6 +230,7 @@ def _return(message: orders.Return) -> Return:
             each.quantity,
             _TREATMENTS.get(each.treatment, ReturnTreatment.UNKNOWN),
             each.location or None,
+            each.withholding_reason or None,
         )
         for each in message.items
     )
@@ -245,6 +246,7 @@ def returned_units(value: ReturnedUnits) -> orders.ReturnedUnits:
         quantity=value.quantity,
         treatment=_TREATMENT_NUMBERS[ReturnTreatment(value.treatment)],
         location=value.location or "",
+        withholding_reason=value.withholding_reason or "",
     )
 
 

@@ -442,7 +442,7 @@ class Shop:
         request_id: str | None = None,
         timeout_seconds: float | None = None,
     ) -> Order:
-        """Record that shipped units of an order came back. Restocked ones are added to the stock soon afterwards.
+        """Record that shipped units of an order came back. Soon afterwards, the stock has those to restock or withhold.
 
         Raises OrderNotFound, OrderItemNotFound, UnitsNotReturnable or ReturnsLimit.
         """

@@ -45,10 +45,14 @@ class OrderStatus(StrEnum):
 
 
 class ReturnTreatment(StrEnum):
-    """What happens to returned units: they can be sold again, or not. UNKNOWN is a treatment of a newer server."""
+    """What happens to returned units: they can be sold again, or not, or they are in stock but withheld from sale.
+
+    UNKNOWN is a treatment of a newer server.
+    """
 
     RESTOCK = "RESTOCK"
     DISCARD = "DISCARD"
+    WITHHOLD = "WITHHOLD"
     UNKNOWN = "UNKNOWN"
 
 
@@ -336,12 +340,17 @@ class Shipment:
 
 @dataclass(frozen=True, slots=True)
 class ReturnedUnits:
-    """Units of a line that came back. RESTOCK needs the location to whose stock the units are added."""
+    """Units of a line that came back.
+
+    RESTOCK and WITHHOLD need the location to whose stock the units are added. WITHHOLD also needs the reason, such as
+    DAMAGED.
+    """
 
     item_id: int
     quantity: int
     treatment: ReturnTreatment
     location: str | None = None
+    withholding_reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,14 +73,15 @@ def test_it_has_each_return_with_its_reason_and_what_happened_to_the_units() -> 
     units = (
         ReturnedUnits(1, 2, ReturnTreatment.RESTOCK, "WAREHOUSE_A"),
         ReturnedUnits(1, 1, ReturnTreatment.DISCARD),
+        ReturnedUnits(1, 1, ReturnTreatment.WITHHOLD, "WAREHOUSE_B", "DAMAGED"),
     )
 
     *_, last = _timeline(_order(OrderStatus.DELIVERED, returns=(Return("a-return", "too small", units, _after(3)),)))
 
     assert last == Event(
         _after(3),
-        "Return of 2 of product 4711, 1 of product 4711",
-        "too small; 2 restocked in WAREHOUSE_A; 1 discarded",
+        "Return of 2 of product 4711, 1 of product 4711, 1 of product 4711",
+        "too small; 2 restocked in WAREHOUSE_A; 1 discarded; 1 withheld as DAMAGED in WAREHOUSE_B",
     )
 
 

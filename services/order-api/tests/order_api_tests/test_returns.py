@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import orjson
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 from sqlalchemy.exc import IntegrityError
 
 from order_api.api import parse
@@ -35,10 +35,11 @@ from shop_common.identity.caller import ANYONE
 from shop_protos.order.v1 import order_pb2 as pb
 from testkit.drivers.order_api import at_once, events
 
-RESTOCKED, DISCARDED = (Treatment.RESTOCK, "BERLIN"), (Treatment.DISCARD, "")
+RESTOCKED, DISCARDED = (Treatment.RESTOCK, "BERLIN", ""), (Treatment.DISCARD, "", "")
+WITHHELD = (Treatment.WITHHOLD, "BERLIN", "DAMAGED")
 
 
-def returned(item_id: int, quantity: int, treatment: tuple[Treatment, str] = RESTOCKED) -> ReturnedUnits:
+def returned(item_id: int, quantity: int, treatment: tuple[Treatment, str, str] = RESTOCKED) -> ReturnedUnits:
     return ReturnedUnits(item_id, quantity, *treatment)
 
 
@@ -90,11 +91,20 @@ def test_the_returns_of_an_order_have_a_limited_number_of_items() -> None:
     assert refused.metadata() == {"id": "o", "limit": str(RETURN_ITEMS_MAX)}
 
 
-def test_the_returned_units_of_a_product_are_summed_by_treatment_and_location() -> None:
-    parts = (returned(1, 1), returned(2, 2), returned(1, 1, DISCARDED), returned(2, 1, (Treatment.RESTOCK, "PARIS")))
+def test_the_returned_units_of_a_product_are_summed_by_treatment_location_and_reason() -> None:
+    paris, stained = (Treatment.RESTOCK, "PARIS", ""), (Treatment.WITHHOLD, "BERLIN", "STAINED")
+    parts = (
+        returned(1, 1),
+        returned(2, 2),
+        returned(1, 1, DISCARDED),
+        returned(2, 1, paris),
+        returned(1, 1, WITHHELD),
+        returned(2, 2, WITHHELD),
+        returned(1, 1, stained),
+    )
     before = replace(order(Status.SHIPPED), returns=(Return("r", "", parts, NOW), Return("s", "", parts[:1], NOW)))
 
-    assert units.returned(before) == {7: {RESTOCKED: 4, DISCARDED: 1, (Treatment.RESTOCK, "PARIS"): 1}}
+    assert units.returned(before) == {7: {RESTOCKED: 4, DISCARDED: 1, paris: 1, WITHHELD: 3, stained: 1}}
 
 
 # --- requests ---
@@ -104,18 +114,33 @@ def request(*items: pb.ReturnedUnits) -> pb.CreateReturnRequest:
     return pb.CreateReturnRequest(id="01930d4a-5f1c-7b22-8a40-5e9d8c3b1f10", items=items)
 
 
+def withheld_units(*, location: str = "", withholding_reason: str = "") -> pb.ReturnedUnits:
+    return pb.ReturnedUnits(
+        item_id=1,
+        quantity=1,
+        treatment=pb.RETURN_TREATMENT_WITHHOLD,
+        location=location,
+        withholding_reason=withholding_reason,
+    )
+
+
 def test_a_request_becomes_a_command() -> None:
-    restock, discard = pb.RETURN_TREATMENT_RESTOCK, pb.RETURN_TREATMENT_DISCARD
+    restock, discard, withhold = (
+        pb.RETURN_TREATMENT_RESTOCK, pb.RETURN_TREATMENT_DISCARD, pb.RETURN_TREATMENT_WITHHOLD,
+    )  # fmt: skip
     command = parse.return_items(
         request(
             pb.ReturnedUnits(item_id=1, quantity=2, treatment=restock, location="BERLIN"),
             pb.ReturnedUnits(item_id=1, quantity=1, treatment=discard),
+            pb.ReturnedUnits(
+                item_id=1, quantity=3, treatment=withhold, location="BERLIN", withholding_reason="DAMAGED"
+            ),
         ),
         ANYONE,
         None,
     )
 
-    assert command.units == (returned(1, 2), returned(1, 1, DISCARDED))
+    assert command.units == (returned(1, 2), returned(1, 1, DISCARDED), returned(1, 3, WITHHELD))
 
 
 @pytest.mark.parametrize(
@@ -124,6 +149,20 @@ def test_a_request_becomes_a_command() -> None:
         (pb.ReturnedUnits(item_id=1, quantity=1), "treatment"),
         (pb.ReturnedUnits(item_id=1, quantity=1, treatment=pb.RETURN_TREATMENT_RESTOCK), "location"),
         (pb.ReturnedUnits(item_id=1, quantity=1, treatment=pb.RETURN_TREATMENT_DISCARD, location="A"), "location"),
+        (withheld_units(withholding_reason="DAMAGED"), "location"),
+        (withheld_units(location="A"), "withholding_reason"),
+        (withheld_units(location="A", withholding_reason="two words"), "withholding_reason"),
+        (withheld_units(location="A", withholding_reason="UPGRADE"), "withholding_reason"),
+        (
+            pb.ReturnedUnits(
+                item_id=1,
+                quantity=1,
+                treatment=pb.RETURN_TREATMENT_RESTOCK,
+                location="A",
+                withholding_reason="DAMAGED",
+            ),
+            "withholding_reason",
+        ),
         (pb.ReturnedUnits(item_id=1, quantity=0, treatment=pb.RETURN_TREATMENT_DISCARD), "quantity"),
         (pb.ReturnedUnits(item_id=0, quantity=1, treatment=pb.RETURN_TREATMENT_DISCARD), "item_id"),
     ],
@@ -133,6 +172,16 @@ def test_an_invalid_field_is_named(item: pb.ReturnedUnits, field: str) -> None:
         parse.return_items(request(item), ANYONE, None)
 
     assert [violation.field for violation in refusal.value.violations] == [f"items[0].{field}"]
+
+
+def test_a_line_occurs_once_for_each_reason_of_a_withholding() -> None:
+    damaged, stained = (withheld_units(location="A", withholding_reason=reason) for reason in ("DAMAGED", "STAINED"))
+
+    assert len(parse.return_items(request(damaged, stained), ANYONE, None).units) == 2
+    with pytest.raises(InvalidInput) as refusal:
+        parse.return_items(request(damaged, stained, damaged), ANYONE, None)
+
+    assert [violation.field for violation in refusal.value.violations] == ["items[2].item_id"]
 
 
 def test_a_line_occurs_only_once_with_the_same_treatment_and_location() -> None:
@@ -185,6 +234,38 @@ def test_returns_are_stored_with_their_order_and_reported(database: Database) ->
         {"product_id": 7, "kept": 5, "shipped": 2, "returned": [restocked, discarded]},
         {"product_id": 8, "kept": 3, "shipped": 0},
     ]
+
+
+def test_a_withheld_return_is_stored_and_reported_with_its_reason(database: Database) -> None:
+    before = shipped(database)
+    line = before.items[0].id
+    command = ReturnItems(before.id, (returned(line, 1, WITHHELD), returned(line, 1)), request_id="once")
+
+    (back,) = take_back_from(database, command)
+    (repeated,) = take_back_from(database, command)
+    other_reason = replace(command, units=(returned(line, 1, (*WITHHELD[:2], "STAINED")), returned(line, 1)))
+    (reused,) = take_back_from(database, other_reason)
+
+    assert isinstance(back, Order)
+    assert repeated == back
+    assert isinstance(reused, RequestIdReused)
+    assert load(database, before) == back
+    assert back.returns[0].units == command.units
+    event = events(database, before.id)[-1]
+    withheld = {"treatment": "WITHHOLD", "quantity": 1, "location": "BERLIN", "withholding_reason": "DAMAGED"}
+    restocked = {"treatment": "RESTOCK", "quantity": 1, "location": "BERLIN"}
+    assert event["data"]["return"]["items"] == [{"product_id": 7, **withheld}, {"product_id": 7, **restocked}]
+    assert event["data"]["targets"][0]["returned"] == [withheld, restocked]
+
+
+def test_returns_that_are_not_withheld_are_stored_as_earlier_processes_read_them(database: Database) -> None:
+    before = shipped(database)
+    line = before.items[0].id
+    take_back_from(database, ReturnItems(before.id, (returned(line, 1), returned(line, 1, DISCARDED))))
+
+    with database.read() as tx:
+        (stored,) = tx.execute(select(tables.order_returns.c["items"])).scalars()
+    assert orjson.loads(stored) == [[line, 1, "RESTOCK", "BERLIN"], [line, 1, "DISCARD", ""]]
 
 
 def test_later_events_of_the_order_still_have_its_returns(database: Database) -> None:
@@ -243,11 +324,13 @@ def test_the_database_refuses_more_units_than_a_line_has(database: Database) -> 
 def test_the_event_of_the_largest_order_with_returns_fits_a_message() -> None:
     big = 10**9
     lines = tuple(OrderItem(n, 2**63 - 1 - n, big, PRICE, "L" * 64, returned=big) for n in range(LINES_MAX))
-    parts = tuple(returned(n % LINES_MAX, big // 3, (Treatment.RESTOCK, f"{n:064}")) for n in range(RETURN_ITEMS_MAX))
+    parts = tuple(
+        returned(n % LINES_MAX, big // 3, (Treatment.WITHHOLD, "L" * 64, f"{n:064}")) for n in range(RETURN_ITEMS_MAX)
+    )
     first = Return("01930d4a-5f1c-7b22-8a40-5e9d8c3b1f10", '"' * TEXT_LENGTH_MAX, parts[:LINES_MAX], NOW)
     full = replace(order(Status.SHIPPED), items=lines, returns=(first, replace(first, units=parts[LINES_MAX:])))
 
     message = order_events.units_returned(full, first, None, None)
 
     assert len(message.data["targets"]) == LINES_MAX
-    assert len(orjson.dumps(message.data)) < PAYLOAD_BYTES_MAX / 5
+    assert len(orjson.dumps(message.data)) < PAYLOAD_BYTES_MAX / 4

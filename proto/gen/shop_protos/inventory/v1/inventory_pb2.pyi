@@ -199,7 +199,7 @@ class Movement(_message.Message):
     reference: _builtins.str
     """The reference that the caller of BatchChangeStock gave. Empty if there is none."""
     withheld: _builtins.int
-    """The change of the withheld units: negative if units were given back. 0 for other kinds than WITHHELD."""
+    """The change of the withheld units: negative if units were given back. 0 for other kinds than WITHHELD and RETURNED."""
     withheld_after: _builtins.int
     """The item's withheld units after the movement."""
     @_builtins.property

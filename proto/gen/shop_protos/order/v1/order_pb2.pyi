@@ -107,6 +107,10 @@ class _ReturnTreatmentEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Retur
     """The units are added to the stock of a location, and can be sold again."""
     RETURN_TREATMENT_DISCARD: _ReturnTreatment.ValueType  # 2
     """The units are not added to the stock, because they cannot be sold again."""
+    RETURN_TREATMENT_WITHHOLD: _ReturnTreatment.ValueType  # 3
+    """The units are added to the stock of a location, but are withheld from sale, for example because they are damaged.
+    BatchChangeStock gives them back when they can be sold again.
+    """
 
 class ReturnTreatment(_ReturnTreatment, metaclass=_ReturnTreatmentEnumTypeWrapper):
     """What happens to returned units."""
@@ -117,6 +121,10 @@ RETURN_TREATMENT_RESTOCK: ReturnTreatment.ValueType  # 1
 """The units are added to the stock of a location, and can be sold again."""
 RETURN_TREATMENT_DISCARD: ReturnTreatment.ValueType  # 2
 """The units are not added to the stock, because they cannot be sold again."""
+RETURN_TREATMENT_WITHHOLD: ReturnTreatment.ValueType  # 3
+"""The units are added to the stock of a location, but are withheld from sale, for example because they are damaged.
+BatchChangeStock gives them back when they can be sold again.
+"""
 Global___ReturnTreatment: _TypeAlias = ReturnTreatment  # noqa: Y015
 
 @_typing.final
@@ -431,6 +439,7 @@ class ReturnedUnits(_message.Message):
     QUANTITY_FIELD_NUMBER: _builtins.int
     TREATMENT_FIELD_NUMBER: _builtins.int
     LOCATION_FIELD_NUMBER: _builtins.int
+    WITHHOLDING_REASON_FIELD_NUMBER: _builtins.int
     item_id: _builtins.int
     """The id of the line."""
     quantity: _builtins.int
@@ -438,8 +447,12 @@ class ReturnedUnits(_message.Message):
     treatment: Global___ReturnTreatment.ValueType
     """What happens to the units."""
     location: _builtins.str
-    """Only with RESTOCK, which needs it: the location to whose stock the units are added. 1–64 characters of
+    """Only with RESTOCK and WITHHOLD, which need it: the location to whose stock the units are added. 1–64 characters of
     `A-Z a-z 0-9 _ -`.
+    """
+    withholding_reason: _builtins.str
+    """Only with WITHHOLD, which needs it: the reason for which the units are withheld, such as DAMAGED. 1–64 characters of
+    `A-Z a-z 0-9 _ -`, but not OPENING or UPGRADE. See StockWithholding of inventory-api.
     """
     def __init__(
         self,
@@ -448,10 +461,11 @@ class ReturnedUnits(_message.Message):
         quantity: _builtins.int = ...,
         treatment: Global___ReturnTreatment.ValueType = ...,
         location: _builtins.str = ...,
+        withholding_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_id", b"item_id", "location", b"location", "quantity", b"quantity", "treatment", b"treatment"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["item_id", b"item_id", "location", b"location", "quantity", b"quantity", "treatment", b"treatment", "withholding_reason", b"withholding_reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -513,8 +527,8 @@ class CreateReturnRequest(_message.Message):
     """See the comment of the service. Empty: no id; a retry returns further units."""
     @_builtins.property
     def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReturnedUnits]:
-        """1–200 items. A line may occur several times, each time with another treatment or location. The returns of an order
-        have at most 500 items together.
+        """1–200 items. A line may occur several times, each time with another treatment, location or reason of
+        the withholding. The returns of an order have at most 500 items together.
         """
 
     def __init__(

@@ -134,8 +134,9 @@ class OrderServiceStub:
     CreateReturn: _grpc.UnaryUnaryMultiCallable[_order_pb2.CreateReturnRequest, _order_pb2.OrderResponse]
     """Records that shipped units of an order came back. Units may come back before the rest of the order has shipped, and
     also after its delivery. The status and the total of the order do not change. inventory-api adds units with the
-    treatment RESTOCK to the stock of their location shortly after the call, when it receives the event. Retry with the
-    same request_id.
+    treatments RESTOCK and WITHHOLD to the stock of their location shortly after the call, when it receives the event,
+    and withholds the latter. If the stock cannot take the units, because of its limits, inventory-api logs an error, and
+    an operator must add them. Retry with the same request_id.
       NOT_FOUND           ORDER_NOT_FOUND (metadata: id). ORDER_ITEM_NOT_FOUND (metadata: id, item_id).
       FAILED_PRECONDITION UNITS_NOT_RETURNABLE (metadata: id, item_id, requested, returnable): fewer units have been
                           shipped and have not come back yet. RETURNS_LIMIT (metadata: id, limit): the returns of the
@@ -414,8 +415,9 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _order_pb2.OrderResponse:
         """Records that shipped units of an order came back. Units may come back before the rest of the order has shipped, and
         also after its delivery. The status and the total of the order do not change. inventory-api adds units with the
-        treatment RESTOCK to the stock of their location shortly after the call, when it receives the event. Retry with the
-        same request_id.
+        treatments RESTOCK and WITHHOLD to the stock of their location shortly after the call, when it receives the event,
+        and withholds the latter. If the stock cannot take the units, because of its limits, inventory-api logs an error, and
+        an operator must add them. Retry with the same request_id.
           NOT_FOUND           ORDER_NOT_FOUND (metadata: id). ORDER_ITEM_NOT_FOUND (metadata: id, item_id).
           FAILED_PRECONDITION UNITS_NOT_RETURNABLE (metadata: id, item_id, requested, returnable): fewer units have been
                               shipped and have not come back yet. RETURNS_LIMIT (metadata: id, limit): the returns of the

@@ -27,6 +27,7 @@ RESERVATIONS_MAX = 200
 _TREATMENTS = {
     ReturnTreatment.RESTOCK: "restocked",
     ReturnTreatment.DISCARD: "discarded",
+    ReturnTreatment.WITHHOLD: "withheld",
     ReturnTreatment.UNKNOWN: "treated in a way that this console does not know",
 }
 
@@ -151,7 +152,9 @@ def _return(order: Order, returned: Return) -> Event:
     products = {line.id: line.product_id for line in order.items}
     units = ", ".join(f"{each.quantity:,} of product {products[each.item_id]}" for each in returned.items)
     treatments = (
-        f"{each.quantity:,} {_TREATMENTS[each.treatment]}{f' in {each.location}' if each.location else ''}"
+        f"{each.quantity:,} {_TREATMENTS[each.treatment]}"
+        f"{f' as {each.withholding_reason}' if each.withholding_reason else ''}"
+        f"{f' in {each.location}' if each.location else ''}"
         for each in returned.items
     )
     return Event(returned.created_at, f"Return of {units}", "; ".join(filter(None, (returned.reason, *treatments))))

@@ -11,6 +11,7 @@ from shop_client.values import ItemUnits, Order, OrderItem, OrderStatus, Returne
 _LINES_MAX = 50
 _TREATMENTS = {
     ReturnTreatment.RESTOCK: "Restock: the units can be sold again",
+    ReturnTreatment.WITHHOLD: "Withhold: the units are in stock, but not for sale",
     ReturnTreatment.DISCARD: "Discard: the units cannot be sold",
 }
 
@@ -94,15 +95,18 @@ async def _return(here: Page, order: Order) -> None:
     def add_fields() -> None:
         units.append(_Units(_returnable(order), are_all=False))
         treatments.append(ui.radio(_TREATMENTS, value=ReturnTreatment.RESTOCK))
-        location = ui.input("Location to restock", value="WAREHOUSE_A").props("outlined dense")
-        location.bind_visibility_from(treatments[0], "value", value=ReturnTreatment.RESTOCK)
-        texts.extend((location, ui.input("Reason (optional)").props("outlined dense")))
+        location = ui.input("Location of the stock", value="WAREHOUSE_A").props("outlined dense")
+        location.bind_visibility_from(treatments[0], "value", lambda value: value != ReturnTreatment.DISCARD)
+        withheld = ui.input("Withheld as", value="DAMAGED").props("outlined dense")
+        withheld.bind_visibility_from(treatments[0], "value", value=ReturnTreatment.WITHHOLD)
+        texts.extend((location, withheld, ui.input("Reason (optional)").props("outlined dense")))
 
     async def record() -> None:
-        location, reason = (field.value or "" for field in texts)
+        location, withheld, reason = (field.value or "" for field in texts)
         treatment = treatments[0].value
-        place = location if treatment is ReturnTreatment.RESTOCK else None
-        items = [ReturnedUnits(line, count, treatment, place) for line, count in units[0].chosen()]
+        place = None if treatment is ReturnTreatment.DISCARD else location
+        cause = withheld if treatment is ReturnTreatment.WITHHOLD else None
+        items = [ReturnedUnits(line, count, treatment, place, cause) for line, count in units[0].chosen()]
         await here.viewer.shop.create_return(order.id, items, reason=reason)
 
     consequence = "The units have come back. The status of the order stays."

@@ -12,7 +12,8 @@ from typing import Any
 from sqlalchemy import Connection
 
 from inventory_api.domain.commands import OrderRequest
-from inventory_api.domain.order_targets import OrderTargets, Totals
+from inventory_api.domain.movements import RESERVED_REASONS
+from inventory_api.domain.order_targets import OrderTargets, Place, Totals
 from inventory_api.operations.reservations.fulfil import fulfil_orders
 from inventory_api.operations.reservations.reach_targets import reach_targets
 from inventory_api.operations.reservations.release import release_orders
@@ -136,17 +137,26 @@ def _targets(event: Event) -> OrderTargets:
     )
 
 
-def _restocked(returned: Iterable[Mapping[str, Any]]) -> tuple[tuple[str, int], ...]:
-    """Return the units to add to the stock of each location. Discarded units have no effect on the stock."""
-    restocked: dict[str, int] = {}
+def _restocked(returned: Iterable[Mapping[str, Any]]) -> tuple[tuple[Place, int], ...]:
+    """Return the units to add to the stock of each place. Discarded units have no effect on the stock."""
+    restocked: dict[Place, int] = {}
     for each in returned:
         if each["treatment"] == "DISCARD":
             continue
-        location, units = each["location"], each["quantity"]
-        if each["treatment"] != "RESTOCK" or not LOCATION_PATTERN.match(location) or units < 1:
+        place, units = Place(each["location"], each.get("withholding_reason", "")), each["quantity"]
+        if not _is_possible(each["treatment"], place) or units < 1:
             raise ValueError("the returned units of the order are not possible")
-        restocked[location] = units
+        restocked[place] = units
     return tuple(restocked.items())
+
+
+def _is_possible(treatment: str, place: Place) -> bool:
+    if not LOCATION_PATTERN.match(place.location):
+        return False
+    if treatment == "WITHHOLD":
+        reason = place.withholding_reason
+        return LOCATION_PATTERN.match(reason) is not None and reason not in RESERVED_REASONS
+    return treatment == "RESTOCK" and not place.withholding_reason
 
 
 def _order(event: Event) -> OrderRequest:

@@ -46,7 +46,7 @@ from inventory_api.domain.model import (
     StockKey,
     Strategy,
 )
-from inventory_api.domain.movements import OPENING, UPGRADE, MovementKind
+from inventory_api.domain.movements import RESERVED_REASONS, MovementKind
 from shop_common.api import paging
 from shop_common.api.labels import checked as checked_labels
 from shop_common.api.paging import PageRequest
@@ -210,8 +210,8 @@ def _stock_change(check: Fields, number: int, change: pb.StockChange) -> StockCh
     location = _location(check, change.location) or DEFAULT_LOCATION
     if to_location == location:
         check.violate("move.to_location", "must be another location")
-    if reason in (OPENING, UPGRADE):
-        check.violate(reason_field, f"must not be {OPENING} or {UPGRADE}, which only the server uses")
+    if reason in RESERVED_REASONS:
+        check.violate(reason_field, f"must not be {' or '.join(RESERVED_REASONS)}, which only the server uses")
     return StockChange(
         number=number,
         product_id=check.identity("product_id", change.product_id),

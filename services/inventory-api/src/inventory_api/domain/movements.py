@@ -32,6 +32,9 @@ OPENING = "OPENING"
 UPGRADE = "UPGRADE"
 """Reason of a movement for changes that a process without movements made during an upgrade."""
 
+RESERVED_REASONS = (OPENING, UPGRADE)
+"""Reasons that only the server uses."""
+
 
 @dataclass(frozen=True, slots=True)
 class QuantityChange:

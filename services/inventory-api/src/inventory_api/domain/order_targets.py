@@ -17,20 +17,27 @@ from inventory_api.domain.model import ACTIVE, Allocation, Reservation, State
 from inventory_api.domain.transitions import StateChanges
 
 
+class Place(NamedTuple):
+    """Where returned units are added to the stock. With a `withholding_reason`, they are withheld there."""
+
+    location: str
+    withholding_reason: str = ""
+
+
 class Totals(NamedTuple):
     """Units of one product of an order, since the order was created. The kept units include the shipped ones.
 
-    `restocked` are pairs of a location and the returned units that were added to its stock.
+    `restocked` are pairs of a place and the returned units that were added to the stock there.
     """
 
     kept: int
     shipped: int
-    restocked: tuple[tuple[str, int], ...] = ()
+    restocked: tuple[tuple[Place, int], ...] = ()
 
-    def plus_restocked(self, location: str, units: int) -> "Totals":
-        """Return the totals after this number of units was restocked at the location."""
+    def plus_restocked(self, place: Place, units: int) -> "Totals":
+        """Return the totals after this number of units was restocked at the place."""
         restocked = dict(self.restocked)
-        restocked[location] = restocked.get(location, 0) + units
+        restocked[place] = restocked.get(place, 0) + units
         return self._replace(restocked=tuple(restocked.items()))
 
 
@@ -117,14 +124,14 @@ def with_fulfilled(totals: Mapping[int, Totals], fulfilled: Mapping[int, int]) -
     }
 
 
-def to_restock(order: OrderTargets, totals: Mapping[int, Totals]) -> dict[tuple[int, str], int]:
-    """Return the returned units that are still to be added to the stock, by product and location."""
-    missing: dict[tuple[int, str], int] = {}
+def to_restock(order: OrderTargets, totals: Mapping[int, Totals]) -> dict[tuple[int, Place], int]:
+    """Return the returned units that are still to be added to the stock, by product and place."""
+    missing: dict[tuple[int, Place], int] = {}
     for product, target in order.targets.items():
         before = dict(totals[product].restocked)
-        for location, units in target.restocked:
-            if units > before.get(location, 0):
-                missing[product, location] = units - before.get(location, 0)
+        for place, units in target.restocked:
+            if units > before.get(place, 0):
+                missing[product, place] = units - before.get(place, 0)
     return missing
 
 
@@ -137,8 +144,8 @@ def final_totals(order: OrderTargets, totals: Mapping[int, Totals]) -> dict[int,
     final = {}
     for product, target in order.targets.items():
         restocked = dict(totals[product].restocked)
-        for location, units in target.restocked:
-            restocked[location] = max(units, restocked.get(location, 0))
+        for place, units in target.restocked:
+            restocked[place] = max(units, restocked.get(place, 0))
         final[product] = target._replace(restocked=tuple(restocked.items()))
     return final
 

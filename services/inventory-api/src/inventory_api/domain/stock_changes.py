@@ -15,8 +15,9 @@ from inventory_api.domain.errors import (
     VersionMismatch,
     WithholdingsLimit,
 )
-from inventory_api.domain.model import ITEM_QUANTITY_MAX, WITHHOLDINGS_MAX, Item, StockKey, units_available
+from inventory_api.domain.model import ITEM_QUANTITY_MAX, Item, StockKey, units_available
 from inventory_api.domain.movements import MovementKind, QuantityChange
+from inventory_api.domain.withholding import with_withheld
 from shop_common.errors import ShopError
 
 
@@ -81,25 +82,17 @@ def _change_quantity(
 
 
 def _withhold(request: ChangeStock, change: StockChange, item: Item, now: datetime) -> list[QuantityChange] | ShopError:
-    by_reason = dict(item.withholdings)
-    withheld = by_reason.get(change.reason, 0)
+    withheld = dict(item.withholdings).get(change.reason, 0)
     if change.quantity > _takeable(item):
         return InsufficientStock(item.product_id, change.quantity, _takeable(item), item.location)
     if withheld + change.quantity < 0:
         return InsufficientWithheld(item, change.reason, -change.quantity, withheld)
-    if not withheld and len(by_reason) >= WITHHOLDINGS_MAX:
-        return WithholdingsLimit(item)
-    by_reason[change.reason] = withheld + change.quantity
-    changed = replace(
-        item,
-        withheld_quantity=item.withheld_quantity + change.quantity,
-        withholdings=tuple(sorted((reason, units) for reason, units in by_reason.items() if units)),
-        version=item.version + 1,
-        updated_at=now,
-    )
+    changed = with_withheld(item, change.reason, change.quantity)
+    if isinstance(changed, WithholdingsLimit):
+        return changed
     return [
         QuantityChange(
-            changed,
+            replace(changed, version=item.version + 1, updated_at=now),
             change.kind,
             0,
             request.cause,

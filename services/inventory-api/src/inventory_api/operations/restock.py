@@ -38,14 +38,15 @@ def restock(
 
     `effects` are the locked effects of the orders, and `totals` the totals that follow from them, of each product. The
     caller saves the result. It is empty if no units are left to add. Units whose item or product has reached its limit
-    count as restocked too, because a repeat would fail in the same way.
+    count as restocked too, because a repeat would fail in the same way. Units with a reason of a withholding are
+    withheld.
 
-    Emits STOCK_UPDATED and STOCK_MOVED per product and location. With `audit_log`, writes a row there per order.
+    Emits STOCK_UPDATED and STOCK_MOVED per product and place. With `audit_log`, writes a row there per order.
     """
     missing = [
-        (order, product, location, units)
+        (order, product, place, units)
         for order in orders
-        for (product, location), units in order_targets.to_restock(order, totals[order.order_key]).items()
+        for (product, place), units in order_targets.to_restock(order, totals[order.order_key]).items()
     ][:TURN_ITEMS]
     if not missing:
         return Restocked({}, {})
@@ -53,22 +54,23 @@ def restock(
         tx,
         [
             Addition(
-                StockKey(order.tenant, product, location),
+                StockKey(order.tenant, product, place.location),
                 units,
                 MovementKind.RETURNED,
                 order.cause._replace(order_version=order.version),
                 order.order_id,
+                place.withholding_reason,
             )
-            for order, product, location, units in missing
+            for order, product, place, units in missing
         ],
     )
     reached: dict[OrderKey, OrderEffects] = {}
     errors: dict[OrderKey, list[ShopError]] = {}
     changed: dict[OrderKey, list[str]] = {}
-    for (order, product, location, units), outcome in zip(missing, outcomes, strict=True):
+    for (order, product, place, units), outcome in zip(missing, outcomes, strict=True):
         key = order.order_key
         before = reached.get(key, effects[key])
-        of_product = before.totals.get(product, totals[key][product]).plus_restocked(location, units)
+        of_product = before.totals.get(product, totals[key][product]).plus_restocked(place, units)
         reached[key] = replace(before, totals={**before.totals, product: of_product})
         if isinstance(outcome, ShopError):
             errors.setdefault(key, []).append(outcome)

@@ -9,7 +9,7 @@ import orjson
 from sqlalchemy import BigInteger, Connection, Text, select, update
 
 from inventory_api.domain.model import OrderKey
-from inventory_api.domain.order_targets import Addition, Totals
+from inventory_api.domain.order_targets import Addition, Place, Totals
 from inventory_api.store import tables
 from shop_common.db.sql import Statement, Timestamp, insert_into, is_each
 
@@ -78,15 +78,25 @@ def _packed(totals: Mapping[int, Totals]) -> str:
     # Most orders have no returns.
     return orjson.dumps(
         {
-            str(product): [each.kept, each.shipped, *([each.restocked] if each.restocked else [])]
+            str(product): [each.kept, each.shipped, *([_packed_places(each.restocked)] if each.restocked else [])]
             for product, each in totals.items()
         }
     ).decode()
 
 
+def _packed_places(restocked: Iterable[tuple[Place, int]]) -> list[list[object]]:
+    # A process that does not know withheld returns can read the totals of an order that has none.
+    return [
+        [place.location, units, *([place.withholding_reason] if place.withholding_reason else [])]
+        for place, units in restocked
+    ]
+
+
 def _unpacked(text: str) -> dict[int, Totals]:
     return {
-        int(product): Totals(kept, shipped, tuple((location, units) for location, units in chain(*restocked)))
+        int(product): Totals(
+            kept, shipped, tuple((Place(location, *reason), units) for location, units, *reason in chain(*restocked))
+        )
         for product, (kept, shipped, *restocked) in orjson.loads(text).items()
     }
 

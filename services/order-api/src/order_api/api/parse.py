@@ -84,8 +84,12 @@ _CHARGE_KINDS: dict[int, ChargeKind] = {number: kind for kind, number in CHARGE_
 TREATMENT_NUMBERS: dict[Treatment, pb.ReturnTreatment.ValueType] = {
     Treatment.RESTOCK: pb.RETURN_TREATMENT_RESTOCK,
     Treatment.DISCARD: pb.RETURN_TREATMENT_DISCARD,
+    Treatment.WITHHOLD: pb.RETURN_TREATMENT_WITHHOLD,
 }
 _TREATMENTS: dict[int, Treatment] = {number: treatment for treatment, number in TREATMENT_NUMBERS.items()}
+
+# BatchChangeStock of inventory-api refuses these reasons, so it could not give back units that are withheld for them.
+_RESERVED_REASONS = ("OPENING", "UPGRADE")
 
 
 def new_order(request: pb.CreateOrderRequest, caller: Caller, traceparent: str | None) -> NewOrder:
@@ -308,23 +312,31 @@ def return_items(request: pb.CreateReturnRequest, caller: Caller, traceparent: s
 def _returned(check: Fields, items: Sequence[pb.ReturnedUnits]) -> tuple[ReturnedUnits, ...]:
     if not check.size("items", items, 1, LINES_MAX):
         return ()
-    returned: dict[tuple[int, Treatment, str], ReturnedUnits] = {}
+    returned: list[ReturnedUnits] = []
+    seen: set[tuple[int, Treatment, str, str]] = set()
     for index, item in enumerate(items):
         at = check.at(f"items[{index}]")
         item_id = at.identity("item_id", item.item_id)
         quantity = at.between("quantity", item.quantity, 1, LINE_QUANTITY_MAX)
         treatment = at.member("treatment", item.treatment, _TREATMENTS)
-        location = item.location
-        if treatment is Treatment.RESTOCK:
-            location = at.location("location", location)
-        elif location:
-            at.violate("location", "must be empty unless the units are restocked")
+        if treatment in (Treatment.RESTOCK, Treatment.WITHHOLD):
+            at.location("location", item.location)
+        elif item.location:
+            at.violate("location", "must be empty unless the units are restocked or withheld")
+        if treatment is Treatment.WITHHOLD:
+            at.location("withholding_reason", item.withholding_reason)
+            if item.withholding_reason in _RESERVED_REASONS:
+                at.violate("withholding_reason", f"must not be {' or '.join(_RESERVED_REASONS)}")
+        elif item.withholding_reason:
+            at.violate("withholding_reason", "must be empty unless the units are withheld")
         if treatment is None:
             continue
-        if (item_id, treatment, location) in returned:
-            at.violate("item_id", "must not occur twice with the same treatment and location")
-        returned[item_id, treatment, location] = ReturnedUnits(item_id, quantity, treatment, location)
-    return tuple(returned.values())
+        key = (item_id, treatment, item.location, item.withholding_reason)
+        if key in seen:
+            at.violate("item_id", "must not occur twice with the same treatment, location and withholding_reason")
+        seen.add(key)
+        returned.append(ReturnedUnits(item_id, quantity, treatment, item.location, item.withholding_reason))
+    return tuple(returned)
 
 
 def erase_user(request: pb.EraseUserRequest, caller: Caller, traceparent: str | None) -> EraseUser:

@@ -65,6 +65,7 @@ def order(value: Order) -> pb.Order:
                         quantity=returned.quantity,
                         treatment=TREATMENT_NUMBERS[returned.treatment],
                         location=returned.location,
+                        withholding_reason=returned.withholding_reason,
                     )
                     for returned in each.units
                 ],

@@ -296,7 +296,7 @@ class ReturnItems(OrderCommand):
 
     def claim(self) -> Claim | None:
         # The fingerprint must not depend on names in the code.
-        units = tuple((each.item_id, each.quantity, each.treatment.value, each.location) for each in self.units)
+        units = tuple((each.item_id, each.quantity, each.treatment.value, *each.place) for each in self.units)
         return self._claim(RETURN_METHOD, units, self.reason)
 
 

@@ -78,7 +78,10 @@ def units_returned(order: Order, returning: Return, traceparent: str | None, act
         "id": returning.id,
         "reason": returning.reason,
         "items": [
-            {"product_id": products[each.item_id], **_treated(each.treatment, each.location, each.quantity)}
+            {
+                "product_id": products[each.item_id],
+                **_treated(each.treatment, each.location, each.withholding_reason, each.quantity),
+            }
             for each in returning.units
         ],
     }
@@ -118,19 +121,22 @@ def _data(order: Order) -> dict[str, Any]:
     return data
 
 
-def _target(product_id: int, units: Target, returns: Mapping[tuple[Treatment, str], int] | None) -> dict[str, Any]:
+def _target(product_id: int, units: Target, returns: Mapping[tuple[Treatment, str, str], int] | None) -> dict[str, Any]:
     target: dict[str, Any] = {"product_id": product_id, "kept": units.kept, "shipped": units.shipped}
     if returns:
         target["returned"] = [
-            _treated(treatment, location, quantity) for (treatment, location), quantity in returns.items()
+            _treated(treatment, location, withholding_reason, quantity)
+            for (treatment, location, withholding_reason), quantity in returns.items()
         ]
     return target
 
 
-def _treated(treatment: Treatment, location: str, quantity: int) -> dict[str, Any]:
+def _treated(treatment: Treatment, location: str, withholding_reason: str, quantity: int) -> dict[str, Any]:
     treated: dict[str, Any] = {"treatment": treatment, "quantity": quantity}
     if location:
         treated["location"] = location
+    if withholding_reason:
+        treated["withholding_reason"] = withholding_reason
     return treated
 
 

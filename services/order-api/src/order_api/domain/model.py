@@ -62,10 +62,14 @@ class ChargeKind(StrEnum):
 
 
 class Treatment(StrEnum):
-    """What happens to returned units: they are added to the stock of a location, or they are not."""
+    """What happens to returned units.
+
+    They are added to the stock of a location, for sale or withheld from sale, or they are not added.
+    """
 
     RESTOCK = "RESTOCK"
     DISCARD = "DISCARD"
+    WITHHOLD = "WITHHOLD"
 
 
 class OrderKey(NamedTuple):
@@ -108,12 +112,25 @@ class Shipment:
 
 
 class ReturnedUnits(NamedTuple):
-    """Units of a line that came back. `location` is where they are restocked, or empty if they are discarded."""
+    """Units of a line that came back.
+
+    `location` is where they are added to the stock, or empty if they are discarded. `withholding_reason` is empty
+    unless they are withheld.
+    """
 
     item_id: int
     quantity: int
     treatment: Treatment
     location: str = ""
+    withholding_reason: str = ""
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """The location, and if the units are withheld also the reason, for stored values and fingerprints.
+
+        A process that does not know withheld returns can read the values of other returns.
+        """
+        return (self.location, self.withholding_reason) if self.withholding_reason else (self.location,)
 
 
 @dataclass(frozen=True, slots=True)

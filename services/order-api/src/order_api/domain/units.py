@@ -77,16 +77,16 @@ def targets(order: Order) -> dict[int, Target]:
 _NONE = Target(0, 0)
 
 
-def returned(order: Order) -> dict[int, dict[tuple[Treatment, str], int]]:
-    """Return the returned units of each product that has any, by treatment and location."""
+def returned(order: Order) -> dict[int, dict[tuple[Treatment, str, str], int]]:
+    """Return the returned units of each product that has any, by treatment, location and reason of the withholding."""
     if not order.returns:
         return {}  # most orders
     products = {item.id: item.product_id for item in order.items}
-    totals: dict[int, dict[tuple[Treatment, str], int]] = {}
+    totals: dict[int, dict[tuple[Treatment, str, str], int]] = {}
     for each in order.returns:
         for units in each.units:
             of_product = totals.setdefault(products[units.item_id], {})
-            key = (units.treatment, units.location)
+            key = (units.treatment, units.location, units.withholding_reason)
             of_product[key] = of_product.get(key, 0) + units.quantity
     return totals
 

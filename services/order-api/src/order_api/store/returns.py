@@ -21,7 +21,9 @@ def append(tx: Connection, returns: Sequence[tuple[OrderKey, Return]]) -> None:
             "order_id": order.id,
             "id": each.id,
             "reason": each.reason,
-            "items": orjson.dumps([tuple(units) for units in each.units]).decode(),
+            "items": orjson.dumps(
+                [(units.item_id, units.quantity, units.treatment, *units.place) for units in each.units]
+            ).decode(),
             "created_at": each.created_at,
         }
         for order, each in returns
@@ -36,8 +38,8 @@ def of(tx: Connection, orders: Iterable[OrderKey]) -> dict[OrderKey, list[Return
     found: dict[OrderKey, list[Return]] = {}
     for tenant, order_id, return_id, reason, items, created_at in _of(tx, rows) if rows else ():
         units = tuple(
-            ReturnedUnits(item_id, quantity, Treatment(treatment), location)
-            for item_id, quantity, treatment, location in orjson.loads(items)
+            ReturnedUnits(item_id, quantity, Treatment(treatment), *place)
+            for item_id, quantity, treatment, *place in orjson.loads(items)
         )
         found.setdefault(OrderKey(tenant, order_id), []).append(Return(return_id, reason, units, created_at))
     return found

@@ -129,7 +129,8 @@ order_returns = Table(
     Column("tenant", Text, nullable=False, server_default=tenant.DEFAULT),
     Column("order_id", Id, nullable=False),
     Column("reason", Text, nullable=False),
-    # JSON: for each item the id of the line, its units, their treatment and their location. Always read as a whole.
+    # JSON: for each item the id of the line, its units, their treatment, their location, and for withheld ones the
+    # reason. Always read as a whole.
     Column("items", Text, nullable=False),
     Column("created_at", Timestamp, nullable=False),
     ForeignKeyConstraint(["tenant", "order_id"], [orders.c.tenant, orders.c.id]),
