@@ -87,6 +87,14 @@ class Browser:
         named = f"{inside}//label[contains(., '{label}')]"
         self._once(f"{named}//input | //input[@id = {named}/@for]", replace)
 
+    def slide(self, steps: int) -> None:
+        """Move the slider by some steps to the right; with 0 steps, to its left end."""
+
+        def move(slider: WebElement) -> None:
+            slider.send_keys(*([Keys.ARROW_RIGHT] * steps or [Keys.HOME]))
+
+        self._once("//input[@type='range']", move)
+
     def state_of(self, process: str) -> str:
         script = "return document.querySelector(`[data-process='${arguments[0]}'] .state`)?.innerText ?? ''"
         return str(self.driver.execute_script(script, process))

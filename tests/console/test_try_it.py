@@ -1,6 +1,7 @@
 """The view to try out failures, in a real browser, in front of processes that are started again as by `dev`."""
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -88,6 +89,27 @@ def test_a_frozen_process_goes_on_when_it_is_thawed(stack: Stack, page: Browser)
     page.act(f"Thaw {RELAY}", f"Thaw {RELAY}")
 
     eventually(lambda: page.state_of(RELAY) == "ready", describe=page.text)
+
+
+def test_nothing_is_lost_when_a_process_is_killed_under_load(stack: Stack, page: Browser) -> None:
+    page.slide(3)
+    eventually(lambda: _number(page, r"([\d,]+) orders; ") or _number(page, r"all ([\d,]+) orders"), describe=page.text)
+
+    page.act(f"Kill {RELAY}", f"Kill {RELAY}")
+
+    eventually(lambda: page.state_of(RELAY) == "ready", describe=page.text)
+    page.slide(0)
+    page.sees("Now 0 orders per second")
+    page.sees("orders have come")
+    page.sees("all numbers agree")
+    page.sees("0 units oversold")
+    page.sees("0 events lost")
+    assert page.errors() == []
+
+
+def _number(page: Browser, pattern: str) -> int | None:
+    found = re.search(pattern, page.text())
+    return int(found[1].replace(",", "")) if found else None
 
 
 def test_the_view_fits_its_screen_and_is_accessible(page: Browser, tmp_path: Path) -> None:

@@ -97,11 +97,15 @@ class _Due:
 
 
 class LoadGenerator:
-    """Generates load while its `with` block runs. When the block ends, no further step starts and all calls finish."""
+    """Generates load while its `with` block runs. When the block ends, no further step starts and all calls finish.
 
-    def __init__(self, shop: Shop, rate: float) -> None:
+    Calls `on_order` with the id of each order that it has created, from any of its threads.
+    """
+
+    def __init__(self, shop: Shop, rate: float, on_order: Callable[[str], None] = lambda _order_id: None) -> None:
         self._shop = shop
         self._rate = rate
+        self._on_order = on_order
         ordered = rate * _SCARCE_SHARE * _RESTOCK_EVERY_SECONDS
         self._scarce_units = max(1, round(ordered * _SCARCE_RESTOCKED_SHARE))
         self._due: list[_Due] = []
@@ -166,6 +170,7 @@ class LoadGenerator:
             ),
         ).order
         self._count("ordered")
+        self._on_order(order.id)
         return self._next_change(order.id, order.items[0].id, course)
 
     def _next_change(self, order_id: str, line_id: int, course: tuple[_Change, ...]) -> _Next | None:

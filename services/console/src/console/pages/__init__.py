@@ -1,9 +1,9 @@
 """The views, one module each."""
 
 from console.pages import events, logs, orders, settings_in_force, stock, system, try_it
-from console.pages.frame import Site
+from console.pages.frame import Dev, Site
 
-__all__ = ["Site", "add"]
+__all__ = ["Dev", "Site", "add"]
 
 
 def add(site: Site) -> None:

@@ -18,6 +18,7 @@ from console.feeds.events import EventReader
 from console.feeds.feed import FETCH_SECONDS, Feeds, Reading, TooManyViews, in_words
 from console.feeds.processes import SystemReader
 from console.feeds.settings_in_force import SettingsReader
+from console.feeds.trial import Load, StockCheck
 from console.site.guard import SESSION_COOKIE, SIGN_IN_PATH
 from console.site.viewers import Viewer, Viewers
 from shop_client.errors import ShopError
@@ -46,6 +47,15 @@ class Unusable(Exception):
 
 
 @dataclass(frozen=True)
+class Dev:
+    """What the console of `dev` can try out. `run_file` has the processes of `dev`."""
+
+    run_file: Path
+    load: Load
+    stock: StockCheck
+
+
+@dataclass(frozen=True)
 class Site:
     """What all pages share."""
 
@@ -57,8 +67,8 @@ class Site:
     """The logs that `dev` stores, or None elsewhere."""
     settings: SettingsReader | None
     """None if viewers sign in, because the settings concern all tenants."""
-    dev: Path | None
-    """The file with the processes of `dev`, or None elsewhere."""
+    dev: Dev | None
+    """None unless this is the console of `dev`."""
 
 
 @dataclass(frozen=True)
