@@ -130,16 +130,31 @@ def test_some_units_are_shipped_and_returned_by_clicking(system: System, page: B
 
         page.act("Ship some units", "Ship some units", Product_16="3", Carrier="DHL", Tracking_number="TRACK-18")
         page.sees("Shipment of 3 of product 16")
-        page.act("Record a return", "Record a return", Product_16="2", Location_to_restock="WAREHOUSE_B")
-        page.sees("2 restocked in WAREHOUSE_B")
+        page.act("Record a return", "Record a return", Product_16="1", Location_of_the_stock="WAREHOUSE_B")
+        page.sees("1 restocked in WAREHOUSE_B")
+        page.act(
+            "Record a return",
+            "Record a return",
+            choice="Withhold",
+            Product_16="1",
+            Location_of_the_stock="WAREHOUSE_B",
+        )
+        page.sees("1 withheld as DAMAGED in WAREHOUSE_B")
         page.act("Record a return", "Record a return", choice="Discard", Product_16="1", Reason="broken")
         page.sees("1 discarded")
 
         (shipment,) = shop.get_order(order.id).shipments
         assert (shipment.carrier, shipment.tracking_number, shipment.items[0].quantity) == ("DHL", "TRACK-18", 3)
-        restocked, discarded = shop.get_order(order.id).returns
+        restocked, withheld, discarded = shop.get_order(order.id).returns
         assert (restocked.items[0].treatment, restocked.items[0].location) == (ReturnTreatment.RESTOCK, "WAREHOUSE_B")
+        assert (withheld.items[0].treatment, withheld.items[0].withholding_reason) == (
+            ReturnTreatment.WITHHOLD,
+            "DAMAGED",
+        )
         assert (discarded.items[0].treatment, discarded.reason) == (ReturnTreatment.DISCARD, "broken")
+        page.open("/stock?product=16")
+        page.sees("Withheld")
+        page.sees("returned")
     assert page.errors() == []
 
 

@@ -56,6 +56,8 @@ def _items(here: Page, product_id: int | None, found: Rows[Item]) -> None:
         text("available", "span")
         text("", "span", classes="key reserved")
         text("reserved", "span")
+        text("", "span", classes="key withheld")
+        text("withheld", "span")
     columns = {
         # A phone has no room for this column, and the title of the page shows the product.
         "Product": "" if product_id is None else "phone-off",
@@ -63,6 +65,7 @@ def _items(here: Page, product_id: int | None, found: Rows[Item]) -> None:
         "Stock": "",
         "Available": "number",
         "Reserved": "number phone-off",
+        "Withheld": "number phone-off",
     }
     if here.viewer.may.change_stock:
         columns["Change"] = ""
@@ -84,6 +87,7 @@ def _row(here: Page, item: Item, largest: int) -> list[str | Callable[[], object
         partial(_bar, item, largest),
         words.whole(item.available_quantity),
         words.whole(item.reserved_quantity),
+        words.whole(item.withheld_quantity),
         *([partial(_adjust, here, item)] if here.viewer.may.change_stock else []),
     ]
 
@@ -94,9 +98,14 @@ def _link(product_id: int) -> None:
 
 def _bar(item: Item, largest: int) -> None:
     """Add the bar of an item. The bars of a product have the same scale."""
-    label = f"{item.available_quantity:,} available, {item.reserved_quantity:,} reserved"
+    parts = (
+        ("available", item.available_quantity),
+        ("reserved", item.reserved_quantity),
+        ("withheld", item.withheld_quantity),
+    )
+    label = ", ".join(f"{units:,} {name}" for name, units in parts)
     with tag("div").classes("bar").props(f'role=img aria-label="{label}"'):
-        for name, units in (("available", item.available_quantity), ("reserved", item.reserved_quantity)):
+        for name, units in parts:
             tag("div").classes(name).style(f"width: {100 * units / max(largest, 1):.2f}%")
 
 
@@ -114,7 +123,8 @@ def _adjust(here: Page, item: Item) -> None:
             await here.viewer.shop.set_quantity(item.id, whole(quantity), version=item.version)
 
         question = f"Set the quantity of product {item.product_id} in {item.location}"
-        present = f"It is {item.quantity:,}, of which {item.reserved_quantity:,} are reserved."
+        bound = f"{item.reserved_quantity:,} are reserved and {item.withheld_quantity:,} withheld"
+        present = f"It is {item.quantity:,}, of which {bound}."
         if await act(question, present, "Set", change, "The quantity was set.", add_fields=add_fields):
             stock_forms.read_now(here)
 
