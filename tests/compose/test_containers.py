@@ -271,21 +271,31 @@ def test_each_file_with_a_secret_is_readable_by_one_user_only(system: Compositio
         assert set(zip(modes[::2], modes[1::2], strict=True)) == {("400", user)}
 
 
-def test_with_other_grants_a_call_without_a_token_is_refused(system: Composition) -> None:
-    def refusal() -> str:
+def test_with_other_grants_the_credentials_of_a_call_decide_what_it_may_do(system: Composition) -> None:
+    def refusal(key: str | None = None, *, writes: bool = False) -> str:
         # Use a new client each time, because a client whose connection has failed waits longer after each failure.
-        with Shop.connect(f"127.0.0.1:{system.inventory_port}", f"127.0.0.1:{system.orders_port}") as shop:
+        addresses = f"127.0.0.1:{system.inventory_port}", f"127.0.0.1:{system.orders_port}"
+        with Shop.connect(*addresses, headers=(("authorization", f"Bearer {key}"),) if key else ()) as shop:
             try:
-                request = inventory.CheckStockRequest(product_id=PRODUCT, required_quantity=1)
-                shop.call(shop.inventory.CheckStock, request)
+                if writes:
+                    add_stock(shop)
+                else:
+                    question = inventory.CheckStockRequest(product_id=PRODUCT, required_quantity=1)
+                    shop.call(shop.inventory.CheckStock, question)
             except ShopError as error:
                 return str(error)
         return ""
 
+    reader = system.task("keys", "create", "--name", "reader", "--permissions", "inventory.read", "--expires-in", "1d")
+    key = reader.strip()
     system.setting(SHOP_GRANTS=str(ROOT / "deploy/compose/grants-tokens.yaml"))
     try:
         system.up()
         eventually(lambda: "needs the permission inventory.read" in refusal(), within_seconds=BACK_SECONDS)
+        # Each API accepts a new key after a few seconds.
+        eventually(lambda: not refusal(key), within_seconds=BACK_SECONDS)
+        assert "needs the permission inventory.write" in refusal(key, writes=True)
+        assert "API key" in refusal(f"{key}x")
         # The workloads inside still have their permissions.
         assert "items" in system.calling_inside("query-inventory", "--inventory", "inventory-api:50053")
     finally:
