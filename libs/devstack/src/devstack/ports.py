@@ -33,7 +33,8 @@ def free_ports(count: int) -> list[int]:
         if len(found) == count:
             return found
         port = random.randrange(_LOWEST, _HIGHEST)
-        if not is_busy(port) and _claim(port):
+        # Claim first: `is_busy` listens on the port for a moment, and its owner may start a server at that moment.
+        if _claim(port) and not is_busy(port):
             found.append(port)
     raise RuntimeError(f"found only {len(found)} of {count} free ports from {_LOWEST} to {_HIGHEST - 1}")
 
