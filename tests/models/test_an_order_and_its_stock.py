@@ -23,7 +23,7 @@ import order_api.store.tables
 from inventory_api.domain.model import Line
 from inventory_api.operations.coalescing import Operations
 from order_api.domain.changes import ChangeResult
-from order_api.domain.commands import CancelItems, ChangeLines, ChangeStatus, ReturnItems, ShipItems
+from order_api.domain.commands import CancelAbandoned, CancelItems, ChangeLines, ChangeStatus, ReturnItems, ShipItems
 from order_api.domain.model import NewItem, Order, ReturnedUnits, Status, Treatment
 from order_api.operations import change_order
 from order_api.operations.change_status import change_status
@@ -33,7 +33,6 @@ from shop_common.db.database import Database
 from shop_common.errors import ShopError
 from shop_common.events.consumer import Event, Handler
 from shop_common.events.outbox import Outbox
-from shop_common.identity.caller import ANYONE
 from testkit.drivers.inventory_api import TTL_SECONDS, InventoryDriver, empty
 from testkit.drivers.order_api import new_order, stored
 
@@ -238,11 +237,11 @@ class System:
         return self.orders.transact(lambda tx: change_order.finish(tx, [result]))[0]
 
     def end_interrupted_changes(self) -> None:
-        """Do what ReconcileOrders does a minute later."""
+        """Do what CancelAbandonedOrders does a minute later."""
         intents = order_api.store.tables.order_intents
         with self.orders.write() as tx:
             tx.execute(update(intents).values(created_at=datetime(2024, 1, 1, tzinfo=UTC)))
-        change_order.StaleChanges(self.orders).end(ANYONE)
+        change_order.StaleChanges(self.orders).end(CancelAbandoned(60, 100))
 
     def restock(self, order: Order, units: dict[int, int]) -> Order | ShopError:
         # A location that had this product before, and one that never had.

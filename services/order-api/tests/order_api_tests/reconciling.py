@@ -19,6 +19,12 @@ def age(driver: OrderApiDriver, *order_ids: str) -> None:
         tx.execute(update(table).where(table.c.id.in_(order_ids)).values(updated_at=then))
 
 
+def cancel_abandoned(driver: OrderApiDriver, *, max_count: int = 0) -> maintenance_pb2.CancelAbandonedOrdersResponse:
+    """Call CancelAbandonedOrders, which ends interrupted changes too."""
+    request = maintenance_pb2.CancelAbandonedOrdersRequest(grace=Duration(seconds=60), max_count=max_count)
+    return driver.maintenance.CancelAbandonedOrders(request, timeout=CALL_SECONDS)
+
+
 def reconcile(driver: OrderApiDriver, *, page_size: int = 1000) -> Totals:
     """Reconcile all orders, page by page, and return the sums.
 

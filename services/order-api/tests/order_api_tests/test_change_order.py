@@ -7,6 +7,7 @@ events, so the effect of each event on the stock is late.
 
 from contextlib import closing
 from datetime import timedelta
+from typing import Any
 
 import grpc
 import pytest
@@ -14,12 +15,12 @@ from google.type.money_pb2 import Money
 from sqlalchemy import Connection, select, update
 
 from order_api.domain.changes import BegunChange, ChangeResult
-from order_api.domain.commands import ChangeLines
+from order_api.domain.commands import CancelAbandoned, ChangeLines
 from order_api.domain.errors import OrderNotChangeable
 from order_api.inventory import Inventory
 from order_api.operations import change_order
 from order_api.store import tables
-from order_api_tests.reconciling import age, reconcile
+from order_api_tests.reconciling import age, cancel_abandoned
 from shop_common.db.database import Database
 from shop_common.db.sql import now
 from shop_common.errors import ShopError
@@ -375,13 +376,13 @@ def test_without_a_repeat_the_change_ends_after_a_minute(
     begun = begin(driver, order, 5)
     if is_reserved:
         reserve(stock, order, 5, begun)
-    reconcile(driver)
+    cancel_abandoned(driver)
     assert intents(driver, order.id) == 1, "the change may still be running"
     other = refusal(lambda: call(driver, request_of(order, {0: 4})))
     assert (other.code, other.reason) == (grpc.StatusCode.ABORTED, "CONTENTION")
     age_intent(driver, order.id)
 
-    reconcile(driver)
+    assert cancel_abandoned(driver).ended_changes_count == 1
 
     after = driver.order(order.id)
     assert (intents(driver, order.id), after.version, lines(after)) == (0, order.version + 1, lines(order))
@@ -391,6 +392,71 @@ def test_without_a_repeat_the_change_ends_after_a_minute(
     # The interrupted call finishes after all.
     assert isinstance(finish(driver, order, 5, begun), ShopError)
     assert driver.order(order.id) == after
+
+
+def interrupted(driver: OrderApiDriver, stock: InventoryClient, count: int) -> list[pb.Order]:
+    """Create orders, each with a change that was interrupted more than a minute ago."""
+    created = [confirmed(driver, (stock.product(units=10), 2)) for _ in range(count)]
+    for order in created:
+        begin(driver, order, 5)
+        age_intent(driver, order.id)
+    return created
+
+
+def test_interrupted_changes_end_in_turns_and_a_crash_keeps_the_turns_before(
+    driver: OrderApiDriver, stock: InventoryClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(change_order, "TURN_LINES", 1)
+    created = interrupted(driver, stock, 3)
+    turns = 0
+    transact = driver.database.transact
+
+    def crash_in_the_second_turn(*arguments: Any) -> Any:
+        nonlocal turns
+        turns += 1
+        if turns == 2:
+            raise InterruptedError
+        return transact(*arguments)
+
+    monkeypatch.setattr(driver.database, "transact", crash_in_the_second_turn)
+    with pytest.raises(InterruptedError):
+        change_order.StaleChanges(driver.database).end(CancelAbandoned(60, 100))
+    monkeypatch.undo()
+    assert sum(intents(driver, order.id) for order in created) == 2
+
+    assert cancel_abandoned(driver).ended_changes_count == 2
+
+    assert [types(driver, order.id).count("ORDER_CHANGED") for order in created] == [1, 1, 1]
+
+
+def test_a_call_ends_a_limited_number_of_changes(driver: OrderApiDriver, stock: InventoryClient) -> None:
+    created = interrupted(driver, stock, 3)
+
+    ended = [cancel_abandoned(driver, max_count=2).ended_changes_count for _ in range(3)]
+
+    assert ended == [2, 1, 0]
+    assert [driver.order(order.id).version for order in created] == [order.version + 1 for order in created]
+
+
+def test_several_processes_end_each_change_once(driver: OrderApiDriver, stock: InventoryClient) -> None:
+    created = interrupted(driver, stock, 3)
+
+    ended = at_once(2, lambda _: change_order.StaleChanges(driver.database).end(CancelAbandoned(60, 100)))
+
+    assert sum(ended) == 3
+    assert [types(driver, order.id).count("ORDER_CHANGED") for order in created] == [1, 1, 1]
+
+
+def test_the_change_of_an_order_that_was_cancelled_ends_without_an_event(
+    driver: OrderApiDriver, order: pb.Order
+) -> None:
+    begin(driver, order, 5)
+    age_intent(driver, order.id)
+    cancelled = driver.change_status(order.id, CANCELLED)
+
+    assert cancel_abandoned(driver).ended_changes_count == 1
+
+    assert (driver.order(order.id), intents(driver, order.id)) == (cancelled, 0)
 
 
 def test_another_change_ends_one_that_is_a_minute_old(driver: OrderApiDriver, order: pb.Order) -> None:
@@ -474,10 +540,10 @@ def test_without_inventory_api_the_order_stays_as_it_is(database: Database) -> N
         assert call(driver, request_of(present, {0: 0})).version == 2, "it needs no call"
 
 
-def test_reconciling_leaves_orders_without_an_intent_alone(driver: OrderApiDriver, order: pb.Order) -> None:
+def test_orders_without_an_intent_are_left_alone(driver: OrderApiDriver, order: pb.Order) -> None:
     age(driver, order.id)
     before = driver.order(order.id)
 
-    reconcile(driver)
+    assert cancel_abandoned(driver).ended_changes_count == 0
 
     assert driver.order(order.id) == before

@@ -125,7 +125,8 @@ def _order_tasks(settings: ReaperSettings, client: Client) -> list[PeriodicTask]
     def cancel(limit: int) -> int:
         grace = Duration(seconds=settings.abandoned_grace_seconds)
         request = order_pb2.CancelAbandonedOrdersRequest(grace=grace, max_count=limit)
-        return client.call(api.CancelAbandonedOrders, request, timeout_seconds=settings.call_seconds).cancelled_count
+        ended = client.call(api.CancelAbandonedOrders, request, timeout_seconds=settings.call_seconds)
+        return max(ended.cancelled_count, ended.ended_changes_count)
 
     def purge(limit: int) -> int:
         request = order_pb2.PurgeHistoryRequest(older_than=_history_age(settings), max_count=limit)

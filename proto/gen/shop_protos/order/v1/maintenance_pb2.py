@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from shop_protos.access.v1 import access_pb2 as shop_dot_access_dot_v1_dot_access__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fshop/order/v1/maintenance.proto\x12\rshop.order.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bshop/access/v1/access.proto\"g\n\x1c\x43\x61ncelAbandonedOrdersRequest\x12.\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x02\x12\x17\n\tmax_count\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\"8\n\x1d\x43\x61ncelAbandonedOrdersResponse\x12\x17\n\x0f\x63\x61ncelled_count\x18\x01 \x01(\x05\"c\n\x13PurgeHistoryRequest\x12\x33\n\nolder_than\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x02\x12\x17\n\tmax_count\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\"P\n\x14PurgeHistoryResponse\x12\x19\n\x11purged_keys_count\x18\x01 \x01(\x05\x12\x1d\n\x15purged_api_keys_count\x18\x02 \x01(\x05\"{\n\x16ReconcileOrdersRequest\x12.\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x02\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"{\n\x17ReconcileOrdersResponse\x12\x16\n\x0e\x63ompared_count\x18\x01 \x01(\x05\x12\x16\n\x0ereleased_count\x18\x02 \x01(\x05\x12\x17\n\x0f\x66ulfilled_count\x18\x03 \x01(\x05\x12\x17\n\x0fnext_page_token\x18\x04 \x01(\t2\x8b\x03\n\x17OrderMaintenanceService\x12\x88\x01\n\x15\x43\x61ncelAbandonedOrders\x12+.shop.order.v1.CancelAbandonedOrdersRequest\x1a,.shop.order.v1.CancelAbandonedOrdersResponse\"\x14\x90\x02\x02\x8a\xb5\x18\r\n\x0bmaintenance\x12m\n\x0cPurgeHistory\x12\".shop.order.v1.PurgeHistoryRequest\x1a#.shop.order.v1.PurgeHistoryResponse\"\x14\x90\x02\x02\x8a\xb5\x18\r\n\x0bmaintenance\x12v\n\x0fReconcileOrders\x12%.shop.order.v1.ReconcileOrdersRequest\x1a&.shop.order.v1.ReconcileOrdersResponse\"\x14\x90\x02\x02\x8a\xb5\x18\r\n\x0bmaintenanceB(\n\rshop.order.v1P\x01Z\x15shop/order/v1;orderv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fshop/order/v1/maintenance.proto\x12\rshop.order.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bshop/access/v1/access.proto\"g\n\x1c\x43\x61ncelAbandonedOrdersRequest\x12.\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x02\x12\x17\n\tmax_count\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\"U\n\x1d\x43\x61ncelAbandonedOrdersResponse\x12\x17\n\x0f\x63\x61ncelled_count\x18\x01 \x01(\x05\x12\x1b\n\x13\x65nded_changes_count\x18\x02 \x01(\x05\"c\n\x13PurgeHistoryRequest\x12\x33\n\nolder_than\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x02\x12\x17\n\tmax_count\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\"P\n\x14PurgeHistoryResponse\x12\x19\n\x11purged_keys_count\x18\x01 \x01(\x05\x12\x1d\n\x15purged_api_keys_count\x18\x02 \x01(\x05\"{\n\x16ReconcileOrdersRequest\x12.\n\x05grace\x18\x01 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x02\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"{\n\x17ReconcileOrdersResponse\x12\x16\n\x0e\x63ompared_count\x18\x01 \x01(\x05\x12\x16\n\x0ereleased_count\x18\x02 \x01(\x05\x12\x17\n\x0f\x66ulfilled_count\x18\x03 \x01(\x05\x12\x17\n\x0fnext_page_token\x18\x04 \x01(\t2\x8b\x03\n\x17OrderMaintenanceService\x12\x88\x01\n\x15\x43\x61ncelAbandonedOrders\x12+.shop.order.v1.CancelAbandonedOrdersRequest\x1a,.shop.order.v1.CancelAbandonedOrdersResponse\"\x14\x90\x02\x02\x8a\xb5\x18\r\n\x0bmaintenance\x12m\n\x0cPurgeHistory\x12\".shop.order.v1.PurgeHistoryRequest\x1a#.shop.order.v1.PurgeHistoryResponse\"\x14\x90\x02\x02\x8a\xb5\x18\r\n\x0bmaintenance\x12v\n\x0fReconcileOrders\x12%.shop.order.v1.ReconcileOrdersRequest\x1a&.shop.order.v1.ReconcileOrdersResponse\"\x14\x90\x02\x02\x8a\xb5\x18\r\n\x0bmaintenanceB(\n\rshop.order.v1P\x01Z\x15shop/order/v1;orderv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -58,15 +58,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CANCELABANDONEDORDERSREQUEST']._serialized_start=144
   _globals['_CANCELABANDONEDORDERSREQUEST']._serialized_end=247
   _globals['_CANCELABANDONEDORDERSRESPONSE']._serialized_start=249
-  _globals['_CANCELABANDONEDORDERSRESPONSE']._serialized_end=305
-  _globals['_PURGEHISTORYREQUEST']._serialized_start=307
-  _globals['_PURGEHISTORYREQUEST']._serialized_end=406
-  _globals['_PURGEHISTORYRESPONSE']._serialized_start=408
-  _globals['_PURGEHISTORYRESPONSE']._serialized_end=488
-  _globals['_RECONCILEORDERSREQUEST']._serialized_start=490
-  _globals['_RECONCILEORDERSREQUEST']._serialized_end=613
-  _globals['_RECONCILEORDERSRESPONSE']._serialized_start=615
-  _globals['_RECONCILEORDERSRESPONSE']._serialized_end=738
-  _globals['_ORDERMAINTENANCESERVICE']._serialized_start=741
-  _globals['_ORDERMAINTENANCESERVICE']._serialized_end=1136
+  _globals['_CANCELABANDONEDORDERSRESPONSE']._serialized_end=334
+  _globals['_PURGEHISTORYREQUEST']._serialized_start=336
+  _globals['_PURGEHISTORYREQUEST']._serialized_end=435
+  _globals['_PURGEHISTORYRESPONSE']._serialized_start=437
+  _globals['_PURGEHISTORYRESPONSE']._serialized_end=517
+  _globals['_RECONCILEORDERSREQUEST']._serialized_start=519
+  _globals['_RECONCILEORDERSREQUEST']._serialized_end=642
+  _globals['_RECONCILEORDERSRESPONSE']._serialized_start=644
+  _globals['_RECONCILEORDERSRESPONSE']._serialized_end=767
+  _globals['_ORDERMAINTENANCESERVICE']._serialized_start=770
+  _globals['_ORDERMAINTENANCESERVICE']._serialized_end=1165
 # @@protoc_insertion_point(module_scope)

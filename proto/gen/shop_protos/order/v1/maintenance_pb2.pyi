@@ -26,7 +26,7 @@ class CancelAbandonedOrdersRequest(_message.Message):
     GRACE_FIELD_NUMBER: _builtins.int
     MAX_COUNT_FIELD_NUMBER: _builtins.int
     max_count: _builtins.int
-    """At most this many orders: 1 … 10,000. 0 means 1,000."""
+    """At most this many orders, and this many changes: 1 … 10,000. 0 means 1,000."""
     @_builtins.property
     def grace(self) -> _duration_pb2.Duration:
         """The time after `reserved_until`: 60 s … 7 days. It must be longer than any call takes with its retries. Required."""
@@ -47,21 +47,25 @@ Global___CancelAbandonedOrdersRequest: _TypeAlias = CancelAbandonedOrdersRequest
 
 @_typing.final
 class CancelAbandonedOrdersResponse(_message.Message):
-    """How many orders were cancelled."""
+    """How many orders were cancelled, and how many changes were ended."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CANCELLED_COUNT_FIELD_NUMBER: _builtins.int
+    ENDED_CHANGES_COUNT_FIELD_NUMBER: _builtins.int
     cancelled_count: _builtins.int
     """Orders that this call cancelled."""
+    ended_changes_count: _builtins.int
+    """Interrupted changes of orders that this call ended."""
     def __init__(
         self,
         *,
         cancelled_count: _builtins.int = ...,
+        ended_changes_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled_count", b"cancelled_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled_count", b"cancelled_count", "ended_changes_count", b"ended_changes_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -22,8 +22,10 @@ class OrderMaintenanceServiceStub:
     """Cancels orders that are still PENDING when the time `reserved_until` + `grace` has passed, by the clock of the
     orders database. Cancels the oldest orders first, a limited number in each transaction. This also cancels an order
     whose confirmation was interrupted by a crash: the event releases the stock that inventory-api has confirmed for
-    the order. If the returned count is max_count, call again.
-    Emits ORDER_CANCELLED per order.
+    the order. Also ends changes by ChangeOrder that began more than 60 seconds ago and were interrupted: the order gets
+    a new version with the same lines, and its event releases the units that were reserved for the change. If one of the
+    returned counts is max_count, call again.
+    Emits ORDER_CANCELLED per cancelled order, and ORDER_CHANGED per ended change of an order that is still open.
     """
     PurgeHistory: _grpc.UnaryUnaryMultiCallable[_maintenance_pb2.PurgeHistoryRequest, _maintenance_pb2.PurgeHistoryResponse]
     """Deletes idempotency keys older than `older_than`, and API keys that were revoked or expired before that time and at
@@ -52,8 +54,10 @@ class OrderMaintenanceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Cancels orders that are still PENDING when the time `reserved_until` + `grace` has passed, by the clock of the
         orders database. Cancels the oldest orders first, a limited number in each transaction. This also cancels an order
         whose confirmation was interrupted by a crash: the event releases the stock that inventory-api has confirmed for
-        the order. If the returned count is max_count, call again.
-        Emits ORDER_CANCELLED per order.
+        the order. Also ends changes by ChangeOrder that began more than 60 seconds ago and were interrupted: the order gets
+        a new version with the same lines, and its event releases the units that were reserved for the change. If one of the
+        returned counts is max_count, call again.
+        Emits ORDER_CANCELLED per cancelled order, and ORDER_CHANGED per ended change of an order that is still open.
         """
 
     @_abc_1.abstractmethod

@@ -158,8 +158,8 @@ class OrderServiceStub:
     otherwise. One call cannot both add and take away units of one product: make two calls.
 
     If several calls change an order at the same time, one of them succeeds. Retry with the same request_id: the retry
-    continues an interrupted call. A call that is not retried is ended by ReconcileOrders after 60 seconds, and the
-    order then has a new version but the same lines.
+    continues an interrupted call. A call that is not retried is ended by CancelAbandonedOrders after 60 seconds, and
+    the order then has a new version but the same lines.
       NOT_FOUND           ORDER_NOT_FOUND (metadata: id). ORDER_ITEM_NOT_FOUND (metadata: id, item_id).
                           RESERVATION_NOT_FOUND (metadata: order_id): the order's reservations were purged.
       FAILED_PRECONDITION ORDER_NOT_CHANGEABLE (metadata: id, status): the order is not in one of the three statuses.
@@ -445,8 +445,8 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
         otherwise. One call cannot both add and take away units of one product: make two calls.
 
         If several calls change an order at the same time, one of them succeeds. Retry with the same request_id: the retry
-        continues an interrupted call. A call that is not retried is ended by ReconcileOrders after 60 seconds, and the
-        order then has a new version but the same lines.
+        continues an interrupted call. A call that is not retried is ended by CancelAbandonedOrders after 60 seconds, and
+        the order then has a new version but the same lines.
           NOT_FOUND           ORDER_NOT_FOUND (metadata: id). ORDER_ITEM_NOT_FOUND (metadata: id, item_id).
                               RESERVATION_NOT_FOUND (metadata: order_id): the order's reservations were purged.
           FAILED_PRECONDITION ORDER_NOT_CHANGEABLE (metadata: id, status): the order is not in one of the three statuses.

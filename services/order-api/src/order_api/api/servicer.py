@@ -98,8 +98,10 @@ class OrderMaintenanceServicer(maintenance_pb2_grpc.OrderMaintenanceServiceServi
     def CancelAbandonedOrders(
         self, request: maintenance_pb2.CancelAbandonedOrdersRequest, context: ServicerContext
     ) -> maintenance_pb2.CancelAbandonedOrdersResponse:
-        cancelled = self._operations.cancel_abandoned(parse.abandoned(request, caller()), deadline=deadline(context))
-        return maintenance_pb2.CancelAbandonedOrdersResponse(cancelled_count=cancelled)
+        ended = self._operations.cancel_abandoned(parse.abandoned(request, caller()), deadline=deadline(context))
+        return maintenance_pb2.CancelAbandonedOrdersResponse(
+            cancelled_count=ended.cancelled, ended_changes_count=ended.changes
+        )
 
     def ReconcileOrders(
         self, request: maintenance_pb2.ReconcileOrdersRequest, context: ServicerContext

@@ -12,10 +12,10 @@ without the change, it is enough to raise the version and emit ORDER_CHANGED wit
 open during the call. The state after an interruption, or if events or calls are late:
 
     before the intent                 nothing happened
-    intent, no call                   the order is unchanged; a repeat continues; otherwise ReconcileOrders ends the
-                                      intent after STALE_SECONDS
-    units reserved, order unchanged   a repeat finds the units reserved and finishes; otherwise ReconcileOrders ends the
-                                      intent, and its event releases them
+    intent, no call                   the order is unchanged; a repeat continues; otherwise CancelAbandonedOrders
+                                      ends the intent after STALE_SECONDS
+    units reserved, order unchanged   a repeat finds the units reserved and finishes; otherwise CancelAbandonedOrders
+                                      ends the intent, and its event releases them
     order changed, no response        a repeat with the same request_id returns the order; another one is refused,
                                       because the version is not the one that it has read
     units reserved, but the limits    the change ends with an event, which releases the new units
@@ -43,10 +43,11 @@ from order_api.domain import buyer_limits as limits
 from order_api.domain import changes
 from order_api.domain.buyer_limits import Bought, Purchase
 from order_api.domain.changes import BegunChange, Change, ChangeResult
-from order_api.domain.commands import CHANGE_ORDER_METHOD, ChangeLines
+from order_api.domain.commands import CHANGE_ORDER_METHOD, CancelAbandoned, ChangeLines
 from order_api.domain.errors import OrderNotFound, VersionMismatch
 from order_api.domain.model import CANCELLABLE, LINES_MAX, Order, OrderKey, Status, quantities
 from order_api.inventory import Inventory
+from order_api.operations.cancel_orders import TURN_LINES
 from order_api.operations.stock_calls import StockCalls
 from order_api.store import buyer_limits, intents, orders, tables
 from order_api.store.intents import Intent
@@ -62,8 +63,7 @@ from shop_common.identity.caller import Caller
 STALE_SECONDS = 60
 """The age from which other calls may end an intent. A call of inventory-api takes less time."""
 
-STALE_MAX = 100
-"""The most intents that one call of ReconcileOrders ends."""
+_TURN = Sizes[OrderKey](key=lambda order: order, read=orders.count_lines, size_max=LINES_MAX)
 
 
 class OrderChange:
@@ -360,22 +360,35 @@ class StaleChanges:
         self._database = database
         self._audit_log = audit_log
 
-    def end(self, caller: Caller) -> int:
-        """End up to STALE_MAX changes without effect, the oldest first. Returns their number. Emits ORDER_CHANGED."""
-        keys = self._database.query(
-            lambda tx: intents.begun_before(tx, now(tx) - timedelta(seconds=STALE_SECONDS), STALE_MAX), ALL_TENANTS
-        )
-        if not keys:
-            return 0
-        return self._database.transact(partial(self._end, caller=caller, keys=keys), ALL_TENANTS)
+    def end(self, command: CancelAbandoned) -> int:
+        """End up to `max_count` changes without effect, the oldest first. Returns their number. Emits ORDER_CHANGED.
 
-    def _end(self, tx: Connection, *, caller: Caller, keys: Sequence[OrderKey]) -> int:
-        locked = orders.lock(tx, keys)
+        One query reads all keys; each turn ends some in its own transaction. If a turn fails, those before it remain.
+        """
+        keys: Sequence[OrderKey] = self._database.query(
+            lambda tx: intents.begun_before(tx, now(tx) - timedelta(seconds=STALE_SECONDS), command.max_count),
+            ALL_TENANTS,
+        )
+        ended = 0
+        while keys:
+            looked_at, stale = self._database.transact(
+                partial(self._end_turn, caller=command.caller, keys=keys), ALL_TENANTS
+            )
+            keys, ended = keys[looked_at:], ended + stale
+        return ended
+
+    def _end_turn(self, tx: Connection, *, caller: Caller, keys: Sequence[OrderKey]) -> tuple[int, int]:
+        """End the intents that are still old, up to the limit of a turn.
+
+        Returns how many keys the turn handled, from the first one on, and how many intents it ended.
+        """
+        turn = _TURN.prefix_within(tx, keys, TURN_LINES)
+        locked = orders.lock(tx, turn)
         # A repeat may have continued or ended the intent before we got the lock.
         stale = [key for key, intent in intents.of(tx, locked.orders).items() if _is_stale(intent, locked)]
         changed = [key for key in stale if _give_up(locked, locked.orders[key], None, caller)]
         locked.save(tx)
         intents.remove(tx, stale)
         if self._audit_log is not None and changed:
-            self._audit_log.append(tx, [entry(caller, "ReconcileOrders", (key.id for key in changed))])
-        return len(stale)
+            self._audit_log.append(tx, [entry(caller, "CancelAbandonedOrders", (key.id for key in changed))])
+        return len(turn), len(stale)

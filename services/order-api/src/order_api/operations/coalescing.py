@@ -26,7 +26,7 @@ from order_api.domain.commands import (
 from order_api.domain.errors import OrderNotFound, PartialChangesDisabled
 from order_api.domain.model import LINES_MAX, Order, OrderHistory, OrderKey, Status
 from order_api.inventory import Inventory
-from order_api.operations.cancel_orders import AbandonedOrders
+from order_api.operations.abandoned_work import AbandonedWork, Ended
 from order_api.operations.change_order import OrderChange
 from order_api.operations.change_status import change_status
 from order_api.operations.change_units import cancel_items, return_items, ship_items
@@ -99,8 +99,8 @@ class Operations:
         )
         self._list_orders = run.pages("orders-page", order_lists.list_page)
         self._erase_user = run.alone("erase-user", UserErasure(database, audit_log).erase)
-        self._cancel_abandoned = run.alone("cancel-abandoned", AbandonedOrders(database, audit_log).cancel)
-        self._reconcile = run.alone("reconcile", Reconciliation(database, stock, audit_log).run)
+        self._cancel_abandoned = run.alone("cancel-abandoned", AbandonedWork(database, audit_log).end)
+        self._reconcile = run.alone("reconcile", Reconciliation(database, stock).run)
         self._purge_keys = run.alone("purge", KeyPurge(database, audit_log).purge)
 
     def create_order(self, order: NewOrder, *, deadline: float) -> Order:
@@ -170,7 +170,7 @@ class Operations:
         """Erase a user from the user's orders that have ended. See UserErasure."""
         return self._erase_user.submit(command, deadline=deadline)
 
-    def cancel_abandoned(self, request: CancelAbandoned, *, deadline: float) -> int:
+    def cancel_abandoned(self, request: CancelAbandoned, *, deadline: float) -> Ended:
         return self._cancel_abandoned.submit(request, deadline=deadline)
 
     def reconcile(self, request: Reconcile, *, deadline: float) -> Reconciled:

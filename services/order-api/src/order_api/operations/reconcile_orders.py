@@ -11,8 +11,7 @@ A repair is right at any time. No order leaves SHIPPED except for DELIVERED. A c
 after we read it, so the repair has the version that we read, and inventory-api ignores it if a later one was applied.
 If the event arrives after all, it finds nothing to do.
 
-The repair also releases the stock of an order whose reinstatement was interrupted (reinstate_order.py), and ends
-changes of orders that were interrupted (change_order.py).
+The repair also releases the stock of an order whose reinstatement was interrupted (reinstate_order.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,10 +20,8 @@ from dataclasses import dataclass
 from order_api.domain.commands import Reconcile
 from order_api.domain.model import OrderKey, Status, VersionedStatus
 from order_api.inventory import Inventory
-from order_api.operations.change_order import StaleChanges
 from order_api.store import orders
 from shop_common.api.valid import UUID_PATTERN
-from shop_common.db.audit import AuditLog
 from shop_common.db.database import Database
 from shop_common.db.row_security import ALL_TENANTS
 from shop_common.telemetry import logs, metrics
@@ -62,9 +59,8 @@ class Reconciled:
 class Reconciliation:
     """Compares the orders of one database with their reservations at inventory-api."""
 
-    def __init__(self, database: Database, stock: Inventory, audit_log: AuditLog | None = None) -> None:
+    def __init__(self, database: Database, stock: Inventory) -> None:
         self._database = database
-        self._stale_changes = StaleChanges(database, audit_log)
         self._stock = stock
         for outcome in set(_OUTCOMES.values()):
             _reconciled(outcome).inc(0)  # a series that begins at 0, so that Prometheus sees its first increment
@@ -73,9 +69,8 @@ class Reconciliation:
         """Compare a page of orders with their reservations, and correct the reservations if an event was lost.
 
         May be repeated. Raises the ShopError of inventory-api. Then the reservations of some orders may have been
-        corrected. Our database does not change, except that interrupted changes of orders end.
+        corrected. Our database does not change.
         """
-        self._stale_changes.end(command.caller)
         reserved, next_page_token = self._stock.reserved_orders(command.page_size, command.page_token)
         # Callers of ReserveStock choose order ids freely.
         ours = [key for key in reserved if UUID_PATTERN.match(key.id)]

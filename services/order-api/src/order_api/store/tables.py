@@ -152,7 +152,7 @@ order_intents = Table(
     Column("is_uncertain", Boolean, nullable=False),
     Column("created_at", Timestamp, nullable=False),
     ForeignKeyConstraint(["tenant", "order_id"], [orders.c.tenant, orders.c.id]),
-    # For ReconcileOrders.
+    # For CancelAbandonedOrders.
     Index(None, "created_at"),
 )
 
