@@ -80,6 +80,8 @@ class Clients:
         self.access = access
         self.call_log = call_log
         self.products = products
+        self.held_seconds = SHORT_SECONDS
+        """The time for which the stock of orders is held."""
         self._seed = seed
         self._added = itertools.count(20)  # each addition has another number of units
         self._done = threading.Event()
@@ -89,6 +91,7 @@ class Clients:
         """More clients for the same products and with the same call log, which call these addresses."""
         access = self.access.at(inventory_target, orders_target)
         others = type(self)(access, self.call_log, self.products, self._seed + 1)
+        others.held_seconds = self.held_seconds
         others._added = self._added
         return others
 
@@ -153,7 +156,10 @@ class Clients:
         with access.channel(access.inventory_target) as to_inventory, access.channel(access.orders_target) as to_orders:
             stubs = InventoryServiceStub(to_inventory), OrderServiceStub(to_orders)
             as_tenant = tenant, access.headers(tenant)
-            yield _Client(*stubs, self.call_log, self.products, f"{self._seed}-{name}", self._added, *as_tenant)
+            seed = f"{self._seed}-{name}"
+            yield _Client(
+                *stubs, self.call_log, self.products, seed, self._added, *as_tenant, held_seconds=self.held_seconds
+            )
 
 
 class _Client:
@@ -167,6 +173,8 @@ class _Client:
         added: Iterator[int],
         tenant: str,
         headers: Sequence[Header],
+        *,
+        held_seconds: int,
     ) -> None:
         self._inventory_api = inventory_api
         self._order_api = order_api
@@ -178,6 +186,7 @@ class _Client:
         self._added = added
         self._tenant = tenant
         self._headers = headers
+        self._held_seconds = held_seconds
         self._order_as_seen: Any = None
 
     def run_one(self, weights: tuple[int, int, int]) -> None:
@@ -241,7 +250,7 @@ class _Client:
         request = orders.CreateOrderRequest(
             user_id=user_id,
             items=[orders.CreateOrderItem(product_id=product, quantity=n, price=_PRICE) for product, n in lines],
-            ttl=Duration(seconds=SHORT_SECONDS),
+            ttl=Duration(seconds=self._held_seconds),
         )
         self._order_as_seen = None
         order_id = self._call(CreateOrder(user_id, lines), self._order_api.CreateOrder, request, self._see_order)
