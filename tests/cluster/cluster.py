@@ -20,7 +20,10 @@ MONITORING = "shop-test-monitoring"
 STRANGERS = "shop-test-strangers"
 """A namespace with neither label. Pods in it may share the process namespace of their node."""
 
-NAMESPACES = (NAMESPACE, CLIENTS, MONITORING, STRANGERS)
+SECURED = "shop-test-secured"
+"""A namespace with a second system, which has certificates, logins and roles."""
+
+NAMESPACES = (NAMESPACE, CLIENTS, MONITORING, STRANGERS, SECURED)
 
 CALLER = "caller"
 """A pod in CLIENTS that may call both APIs."""

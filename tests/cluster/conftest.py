@@ -98,12 +98,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             pytest.fail(f"{reason}, and {REQUIRE_VARIABLE} is set")
         pytest.skip(reason)
     folder = tmp_path_factory.mktemp("cluster")
-    found = Cluster(_with_namespace(kubeconfig, folder / "kubeconfig"), folder)
+    found = Cluster(with_namespace(kubeconfig, folder / "kubeconfig", NAMESPACE), folder)
     # The tests delete what they find in this namespace, so it must be theirs.
     existing = found.kubectl("get", "namespace", *NAMESPACES, "--ignore-not-found", "-o", "name").split()
     if existing:
         pytest.fail(f"the cluster of {VARIABLE} already has {', '.join(existing)}: delete it, or use another cluster")
-    shutil.copytree(documented.ROOT / "deploy", folder / "deploy")
+    for part in ("deploy", documented.SECURED):
+        shutil.copytree(documented.ROOT / part, folder / part)
     for overlay, content in _OVERLAYS.items():
         (folder / overlay).mkdir()
         (folder / overlay / "kustomization.yaml").write_text(content)
@@ -153,11 +154,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-def _with_namespace(kubeconfig: str, copy: Path) -> Path:
-    """Write a copy of the current context of a kubeconfig, with the namespace of the system. Returns its path."""
+def with_namespace(kubeconfig: str, copy: Path, namespace: str) -> Path:
+    """Write a copy of the current context of a kubeconfig, with another default namespace. Returns its path."""
     view = ["kubectl", f"--kubeconfig={kubeconfig}", "config", "view", "--raw", "--flatten", "--minify"]
     copy.touch(mode=0o600)
     copy.write_text(subprocess.run(view, stdout=subprocess.PIPE, text=True, check=True).stdout)
-    change = ["kubectl", f"--kubeconfig={copy}", "config", "set-context", "--current", f"--namespace={NAMESPACE}"]
+    change = ["kubectl", f"--kubeconfig={copy}", "config", "set-context", "--current", f"--namespace={namespace}"]
     subprocess.run(change, stdout=subprocess.DEVNULL, check=True)
     return copy

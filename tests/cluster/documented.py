@@ -1,12 +1,17 @@
 """The shell commands of docs/kubernetes.md, by section."""
 
+import sys
 from pathlib import Path
 
 from tests.markdown import code_blocks
 
 ROOT = Path(__file__).resolve().parents[2]
 
+SECURED = "tests/cluster/secured"
+"""overlays/production with a database and a broker in the cluster."""
+
 _PLACEHOLDER = "overlay=path/to/your/overlay\n"
+_FIRST_TIME = "# The first time:"
 
 
 def try_it() -> str:
@@ -23,11 +28,31 @@ def port_forward() -> str:
     return line
 
 
-def upgrade(overlay: str) -> str:
-    """Return the commands that deploy an overlay, or upgrade to it."""
+def upgrade(overlay: str, first_time: str = "") -> str:
+    """Return the commands that deploy an overlay, or upgrade to it.
+
+    `first_time` are commands for the first deployment. They run after the migrations.
+    """
     deploy, _ = code_blocks(_section("Deploy and upgrade"), "sh")
     assert deploy.startswith(_PLACEHOLDER)
-    return deploy.replace(_PLACEHOLDER, f"overlay={overlay}\n")
+    lines = [first_time + "\n" if line.startswith(_FIRST_TIME) else line for line in deploy.splitlines(keepends=True)]
+    return "".join(lines).replace(_PLACEHOLDER, f"overlay={overlay}\n")
+
+
+def database_secrets() -> str:
+    """Return the commands that create the Secrets of the database roles from files with passwords."""
+    (block,) = code_blocks(_section("Prepare production"), "text")
+    return block
+
+
+def certificates(namespace: str) -> str:
+    """Return the commands that make certificates for all options, or renew them, and put them into Secrets."""
+    block, *_ = code_blocks(_section("Certificates"), "text")
+    task, names = "./task certificates --folder certificates --namespace shop", "reservation-reaper; do"
+    assert task in block
+    assert names in block
+    made = f"{sys.executable} -m devstack certificates --folder certificates --namespace {namespace}"
+    return block.replace(task, made).replace(names, "reservation-reaper shopctl; do")
 
 
 def rollback(overlay: str) -> str:

@@ -3,7 +3,7 @@
 import json
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -59,14 +59,16 @@ class Calls:
 
 
 @contextmanager
-def load(cluster: Cluster, caller: str = CALLER) -> Iterator[Calls]:
+def load(
+    cluster: Cluster, caller: str = CALLER, namespace: str = CLIENTS, addresses: Sequence[str] = ADDRESSES
+) -> Iterator[Calls]:
     """Generate load, 20 orders a second, during the `with` block, which begins after the first calls.
 
-    `caller` is the pod in CLIENTS that makes the calls.
+    `caller` is the pod that makes the calls, and `addresses` are those of both APIs as this pod knows them.
     """
     calls = Calls()
     with subprocess.Popen(
-        cluster.python(CLIENTS, caller, "load.py", *ADDRESSES),
+        cluster.python(namespace, caller, "load.py", *addresses),
         env=cluster.environment(),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -80,6 +82,7 @@ def load(cluster: Cluster, caller: str = CALLER) -> Iterator[Calls]:
         finally:
             # The generator ends when its input is closed.
             generator.stdin.close()
-        record = json.loads(generator.stdout.read())
+        # The client may have logged lines before it, such as that it has reloaded its certificates.
+        record = json.loads(generator.stdout.read().splitlines()[-1])
     calls.all += [Call(*call) for call in record]
     assert len(calls.all) >= CALLS_MIN

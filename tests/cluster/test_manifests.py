@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.cluster.cluster import NAMESPACE, Cluster
-from tests.cluster.documented import ROOT
+from tests.cluster.documented import ROOT, SECURED
 
 pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.timeout(1800)]
 
@@ -38,8 +38,8 @@ def namespace(system: Cluster) -> Iterator[str]:
 
 def test_the_api_server_accepts_every_folder_without_a_warning(system: Cluster, namespace: str) -> None:
     assert {"base", "overlays/local", "overlays/production"} <= set(FOLDERS)
-    for folder in FOLDERS:
-        system.kubectl("apply", "-n", namespace, "-k", f"deploy/kubernetes/{folder}", *OPTIONS)
+    for folder in (*(f"deploy/kubernetes/{each}" for each in FOLDERS), SECURED):
+        system.kubectl("apply", "-n", namespace, "-k", folder, *OPTIONS)
 
 
 @pytest.mark.parametrize("folder", OF_OPERATORS)

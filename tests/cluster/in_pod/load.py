@@ -1,6 +1,7 @@
 """Generates load until standard input closes. Prints `started`, and at the end its calls as JSON.
 
-A test passes the source of this file to Python in a pod, so it imports only what the image of shopctl has. Each call is
+A test passes the source of this file to Python in a pod, so it imports only what the image of shopctl has. The
+settings TLS_CERT_PATH, TLS_KEY_PATH and TLS_CA_PATH name its certificate. Each call is
 [start in seconds since the epoch, duration in seconds, reason of the error or ""].
 """
 
@@ -10,7 +11,10 @@ import threading
 import time
 from typing import Any
 
+from shop_common.environment.process_settings import CallerSettings
+from shop_common.environment.settings import read
 from shop_common.errors import ShopError
+from shop_common.rpc.tls import client_certificates
 from shopctl.client import Shop
 from shopctl.load.generator import LoadGenerator
 
@@ -45,7 +49,8 @@ def main() -> None:
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()
     inventory, orders = sys.argv[1:]
-    with MeasuredShop.connect(inventory, orders) as shop, LoadGenerator(shop, RATE):
+    certificates = client_certificates(read(CallerSettings))
+    with MeasuredShop.connect(inventory, orders, certificates) as shop, LoadGenerator(shop, RATE):
         while len(calls) < CALLS_BEFORE_STARTED and not closed.wait(0.1):
             pass
         print("started", flush=True)
