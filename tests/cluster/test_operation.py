@@ -91,20 +91,6 @@ def test_a_failed_migration_stops_the_deployment_and_its_log_has_the_reason(syst
         system.kubectl("delete", "job", name)
 
 
-def test_the_database_starts_again_and_the_system_recovers(system: Cluster) -> None:
-    """The volume of the database has a group. PostgreSQL refuses a data folder that this group may write to."""
-    with load(system) as calls:
-        system.kubectl("delete", "pod", "postgresql-0")
-        system.kubectl("rollout", "status", "statefulset/postgresql", "--timeout=10m")
-        ready = float(system.kubectl("exec", "-n", CLIENTS, CALLER, "--", "date", "+%s.%N"))
-        system.wait_until_ready()
-        test_every_rpc_can_be_called_through_the_services(system)
-
-    calls.report("restart of the database")
-    last_failure = max((call.ended for call in calls.failed), default=ready)
-    print(f"database ready again: the last call failed {max(0.0, last_failure - ready):.1f} s later")
-
-
 def _grace_settings(system: Cluster) -> set[str]:
     """Return the setting GRACE_SECONDS of every process."""
     shown = [system.kubectl("exec", f"deployment/{name}", "--", "printenv", "GRACE_SECONDS") for name in APIS]
