@@ -1,4 +1,4 @@
-"""Compares reservations through the client with single calls, of one hot product and by many concurrent callers.
+"""Compares reservations of one hot product, by many concurrent callers: through the client, and by single calls.
 
 `python -m benchmarks.client --help`
 """

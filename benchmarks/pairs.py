@@ -33,7 +33,7 @@ def measure(
     calls: dict[Scenario, Sequence[Services]],
     console: Console,
 ) -> Pairs:
-    """Measure each call on both of its sides, and restart all `found` a few times in between."""
+    """Measure each call on both of its sides, and restart all services in `found` a few times in between."""
     pairs: Pairs = defaultdict(list)
     columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:

@@ -41,7 +41,7 @@ def ratio_of(before: Sequence[float], after: Sequence[float]) -> Ratio:
 
 
 def _left_out(pairs: int) -> int:
-    """Return how many of the smallest, and of the largest, ratios are outside the interval."""
+    """Return how many ratios at each end, the smallest and the largest ones, are outside the interval."""
     missed, left_out = 0.0, 0
     for count in range(pairs // 2):
         # The probability that at most `count` ratios are below the true median, or at most `count` above it.

@@ -148,7 +148,7 @@ def _greedy(
         calls=options.calls,
         credentials=asdict(callers.greedy),
     )
-    # On a machine of its own, the greedy caller would take no CPU time from the servers and from the other caller.
+    # In production the greedy caller has its own machine. So here it only gets CPU time that nothing else needs.
     command_line = ["nice", "-n", "19", sys.executable, "-m", "benchmarks.greedy"]
     with subprocess.Popen(command_line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None

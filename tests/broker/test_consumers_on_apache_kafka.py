@@ -154,7 +154,7 @@ def test_events_read_again_after_an_offset_reset_change_nothing(shop: ShopDriver
     start_inventory(shop)
 
     shop.eventually(lambda: caught_up(shop), within_seconds=60)
-    # Two more orders, whose events are handled after all of those.
+    # The events of two more orders are handled after all events so far.
     orders += [confirmed(shop, product), confirmed(shop, product)]
     for number in (10, 11):
         end(shop, orders[number], number)

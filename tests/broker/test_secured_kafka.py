@@ -199,7 +199,7 @@ def test_operators_read_everything_and_redrive(broker: SecuredBroker, users: dic
 
 
 def test_a_rule_that_lets_a_stranger_write_is_listed(broker: SecuredBroker, users: dict[str, Credentials]) -> None:
-    # If the relay has another name, the rules of its first name belong to a stranger.
+    # If the relay gets another name, the rules of its old name are those of a stranger.
     rules = shopctl(broker.admin_settings, "kafka-create-acls --event-relay User:relay-2 --json")
 
     strangers = {rule["principal"] for rule in rules if rule["outcome"].startswith("not one of these")}

@@ -114,7 +114,7 @@ class Cluster:
             cwd=self.folder,
             env=self.environment(),
             input=given,
-            # A command that waits for an answer must not wait for a person.
+            # A command that asks a question must fail instead of waiting for input.
             stdin=None if given is not None else subprocess.DEVNULL,
             capture_output=True,
             text=True,

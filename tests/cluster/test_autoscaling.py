@@ -24,7 +24,7 @@ NEVER_REACHED = 100_000
 
 @pytest.fixture
 def autoscaler(system: Cluster) -> Iterator[Object]:
-    """The autoscaler of order-api, which the trial leaves out, without its pauses between changes. Not applied."""
+    """Return the object of the autoscaler of order-api, without pauses between changes. The trial has no autoscaler."""
     if system.fails("get", "--raw", METRICS):
         pytest.skip("the cluster has no metrics server")
     objects = yaml.safe_load_all((documented.ROOT / "deploy/kubernetes/base/order-api.yaml").read_text())

@@ -22,7 +22,7 @@ def console(system: Cluster) -> Iterator[Cluster]:
     """The cluster with the console, and two pods that may, and may not, connect to it."""
     system.apply([pod(name, namespace, LABELS) for name, namespace in NAMESPACES.items()])
     try:
-        # Its end shows that the probes of the console succeed.
+        # The command waits until the probes of the console succeed.
         system.shell(documented.upgrade(CONSOLE))
         for name, namespace in NAMESPACES.items():
             system.kubectl("wait", "-n", namespace, "--for=condition=ready", f"pod/{name}", "--timeout=10m")

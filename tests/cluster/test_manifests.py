@@ -44,7 +44,7 @@ def test_the_api_server_accepts_every_folder_without_a_warning(system: Cluster, 
 
 @pytest.mark.parametrize("folder", OF_OPERATORS)
 def test_the_api_server_accepts_the_objects_for_an_operator(system: Cluster, namespace: str, folder: str) -> None:
-    """The resource kinds are enough; their operator need not run."""
+    """The cluster needs only the resource kinds of the operator, not the operator itself."""
     if system.fails("get", "customresourcedefinition", *OF_OPERATORS[folder]):
         pytest.skip(f"the cluster has no {' or '.join(OF_OPERATORS[folder])}")
     system.kubectl("apply", "-n", namespace, "-k", f"deploy/kubernetes/{folder}", *OPTIONS)

@@ -95,7 +95,7 @@ def test_the_settings_of_each_process_are_shown_without_secrets(page: Browser, l
 
     shown = page.text()
 
-    # The settings of the console that is asked on its metrics port, and of this one.
+    # The view has the settings of this console and of one that was asked on its metrics port.
     assert shown.count(str(logs_path)) == 2
     assert "http://(hidden)@localhost" in shown
     assert "hunter2" not in page.driver.page_source

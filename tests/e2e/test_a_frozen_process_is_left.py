@@ -19,7 +19,7 @@ from testkit.eventually import eventually
 
 PROGRAM = str(Path(echo_service.__file__))
 READY_SECONDS = 60
-# gRPC's default is 60 seconds from the freeze, our own limit is 5 from the next ping.
+# By default, gRPC leaves a frozen process after 60 seconds. Our channels leave it 5 seconds after the next ping.
 LEFT_SECONDS = 45
 DEADLINE_SECONDS = 2
 

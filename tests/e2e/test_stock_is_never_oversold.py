@@ -49,7 +49,7 @@ def test_of_50_concurrent_orders_of_one_buyer_two_are_within_the_limit(shop: Sho
     # A cancelled order makes room for the next one.
     shop.change_status(first.id, CANCELLED)
     third = shop.create_order((product, 1), user_id=product, buyer_limit=2)
-    # Units that have shipped count.
+    # Units that have shipped still count for the limit.
     shop.change_status(second.id, CONFIRMED, PROCESSING, SHIPPED)
     with pytest.raises(Refused) as refusal:
         shop.create_order((product, 1), user_id=product, buyer_limit=2)

@@ -415,7 +415,7 @@ def _open(item: orders.OrderItem) -> int:
 
 
 def _with_buyer(item: orders.OrderItem) -> int:
-    """The units of a line that can come back."""
+    """Return how many units of a line the buyer has, which are the units that can be returned."""
     return item.shipped - item.returned
 
 

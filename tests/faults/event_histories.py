@@ -166,7 +166,7 @@ def _check_reservations(events: Sequence[Event], snapshot: Snapshot, histories: 
 
 
 class _LetGo:
-    """Counts the units that orders have, shipped ones included. An order never has fewer than it keeps.
+    """Counts the units that each order has, shipped ones included, and checks that it has all units that it keeps.
 
     The event of a release has the version of the order that caused it. A held order expires as a whole, so it is not
     checked after its first expired reservation.

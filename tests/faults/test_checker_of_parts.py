@@ -47,7 +47,7 @@ def of_units(kind: str, number: int, kept: int, shipped: int, returned: tuple[di
 
 
 def split(number: int, reservation_id: str, units: int, **parts: int) -> Event:
-    """The event of a reservation of units of one item that parts replace."""
+    """Return the event of a reservation that was replaced by its parts. All units are of one item."""
     changed = of_reservation("RESERVATION_CHANGED", number, reservation_id, units)
     reported = [
         {"reservation_id": name, "quantity": part, "allocations": [{"item_id": ITEM, "quantity": part}]}

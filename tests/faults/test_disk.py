@@ -77,6 +77,9 @@ def runs_again(server: PostgresServer, container: Container) -> bool:
 
 
 def calls_fail(disk: SmallDisk, clients: Clients, more_than: int) -> bool:
-    """Fill the disk. True once more calls have an unknown outcome: free space inside tables lasts for a while."""
+    """Fill the disk. Return whether more than `more_than` calls have an unknown outcome.
+
+    The calls do not fail at once, because tables have free space inside.
+    """
     disk.fill()
     return clients.call_log.count("unknown") > more_than

@@ -76,7 +76,7 @@ def system(
     # Tracing is on, as in production, but its collector is unavailable.
     (unused_port,) = free_ports(1)
     collector = {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{unused_port}"}
-    # A relay is ready while its last pass is younger than a lease. On a busy machine that takes the default of 10 s.
+    # A relay is ready while its last pass is younger than a lease. A busy machine needs the default lease of 10 s.
     relay = {RELAY: {"LEASE_SECONDS": "10"}}
     with running(
         databases, own_broker, environment=collector, per_process=relay, metrics=True, is_secured=False

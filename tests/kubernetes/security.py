@@ -20,7 +20,7 @@ NEEDED = {
     INVENTORY_API: {"keys.read"},
     ORDER_API: {"stock.reserve", "delegate"},
     REAPER: {"maintenance"},
-    # It calls with the tokens of its viewers. Without a token, a caller has the permissions of the certificate.
+    # The console calls with the tokens of its viewers. A call without a token has the permissions of the certificate.
     CONSOLE: set(),
 }
 """The permissions that each process needs for its own calls."""

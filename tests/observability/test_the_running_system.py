@@ -92,7 +92,7 @@ def broker() -> Iterator[Kafka]:
 @pytest.fixture(scope="module")
 def system(postgres_server: PostgresServer, broker: Kafka, jaeger: Jaeger) -> Iterator[Stack]:
     options = Options(
-        # Long enough that the load generator orders stock of due reservations before they are expired.
+        # The reaper waits long enough for the load generator to order the stock of reservations that are due.
         reap_interval_seconds=3,
         environment={"OTEL_EXPORTER_OTLP_ENDPOINT": jaeger.endpoint, "OTEL_BSP_SCHEDULE_DELAY": "200"},
         per_process={RELAY: {"LEASE_SECONDS": "3"}},

@@ -1,4 +1,4 @@
-"""Sends signals to the processes of the running `dev`. They are enough, since `dev` notices when a process ends."""
+"""Sends signals to the processes of the running `dev`. `dev` itself notices when a process ends."""
 
 import os
 import signal

@@ -95,7 +95,7 @@ class _TreeBuilder:
         return Traces(trees, len(traces) - len(chosen), _is_complete(chosen))
 
     def _has_shown(self, trace: "_Trace") -> bool:
-        """Return whether a tree already has all spans about the order; without such spans, whether it has all roots."""
+        """Return whether the shown trees have all spans about the order, or all roots if no span is about the order."""
         return self._shown.issuperset(trace.about_order or [root.id for root in trace.roots])
 
     def _roots(self, trace: "_Trace") -> Iterator[Node]:

@@ -164,7 +164,7 @@ stock_reservations = Table(
         postgresql_where=ENDED,
         sqlite_where=ENDED,
     ),
-    # For PurgeHistory. A separate index, because versions before the state REPLACED need the other one as it is.
+    # For PurgeHistory. It is a separate index, because processes of a version without REPLACED use the index above.
     Index(
         "ix_stock_reservations_replaced",
         "ended_at",

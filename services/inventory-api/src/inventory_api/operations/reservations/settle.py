@@ -67,7 +67,7 @@ class Settlement:
 
 
 def _not_superseded(tx: Connection, orders: Sequence[SettledOrder]) -> list[SettledOrder]:
-    """Return the orders of which no later version was applied. Locks the effects of those with a version.
+    """Return the orders, except those of which a later version was applied. Locks the effects of those with a version.
 
     order-api may have reinstated a cancelled order after it read the status. Without the lock, this could also happen
     between the check and the release.
