@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import BigInteger, Column, Connection, MetaData, Table, event, func, insert, select
 
 from shop_common.api.command import Command
-from shop_common.batching.coalescer import Coalescer
+from shop_common.batching.coalescer import SHARED_WEIGHT_MAX, Coalescer
 from shop_common.batching.coalescers import Coalescers, audit_of
 from shop_common.db.audit import CHARACTERS_MAX, AuditLog, entry
 from shop_common.db.database import Database
@@ -108,7 +108,7 @@ def test_a_batch_has_a_row_per_call_by_one_statement(coalescer: Coalescer[Send, 
     event.listen(database.engine, "before_cursor_execute", note)
     commands = [
         Send(number, caller=(ALICE, BOB)[number % 2], request_id=None if number % 3 else f"r{number}")
-        for number in range(100)
+        for number in range(2 * SHARED_WEIGHT_MAX)
     ]
     coalescer.submit_many(commands, deadline=deadline())
 

@@ -293,7 +293,11 @@ def test_new_credentials_replace_the_producer_between_two_batches(
                 return "new Kafka credentials are in use" in {line["event"] for line in log[lines:]}
 
             eventually(is_replaced)
-        eventually(lambda: not driver.waiting())
+            # The relay logs this before it makes the new producer, which reads the file again. Events that are written
+            # from now on are sent by the new producer.
+            driver.write_numbered(keys=100, each=1, first=written)
+            written += 1
+            eventually(lambda: not driver.waiting())
 
     # Neither lost, nor repeated after a failure.
     assert {line["event"] for line in log} == {"new Kafka credentials are in use"}
