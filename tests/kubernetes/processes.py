@@ -95,9 +95,13 @@ def setting_of(variable: str) -> str:
 
 
 def address_settings(process: Process) -> Iterator[str]:
-    """The settings that hold an address and have a default, such as `localhost`."""
+    """The settings that hold an address and have a default, such as `localhost`, which is wrong in a cluster.
+
+    The console is an exception: without KAFKA_BOOTSTRAP_SERVERS it does not use the default, but has no broker.
+    """
     for name, field in process.settings.model_fields.items():
-        if _ADDRESS.search(name) and field.default is not None:
+        is_optional = process.settings is ConsoleSettings and name == "kafka_bootstrap_servers"
+        if _ADDRESS.search(name) and field.default is not None and not is_optional:
             yield name
 
 
