@@ -13,8 +13,9 @@ from order_api.domain.commands import CancelAbandoned, ChangeStatus, PurgeKeys
 from order_api.domain.model import LINES_MAX, NewItem, Order, Status
 from order_api.domain.transitions import LostStock
 from order_api.inventory import Inventory
-from order_api.operations.cancel_orders import TURN_LINES, AbandonedOrders, cancel_lost
+from order_api.operations.cancel_orders import AbandonedOrders, cancel_lost
 from order_api.operations.coalescing import Operations
+from order_api.operations.order_turns import TURN_LINES
 from order_api.operations.purge import TURN_KEYS, KeyPurge
 from order_api.store import orders, tables
 from shop_common.batching.coalescer import BATCH_WEIGHT_MAX

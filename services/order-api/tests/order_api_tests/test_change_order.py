@@ -18,7 +18,7 @@ from order_api.domain.changes import BegunChange, ChangeResult
 from order_api.domain.commands import CancelAbandoned, ChangeLines
 from order_api.domain.errors import OrderNotChangeable
 from order_api.inventory import Inventory
-from order_api.operations import change_order
+from order_api.operations import change_order, order_turns
 from order_api.store import tables
 from order_api_tests.reconciling import age, cancel_abandoned
 from shop_common.db.database import Database
@@ -406,7 +406,7 @@ def interrupted(driver: OrderApiDriver, stock: InventoryClient, count: int) -> l
 def test_interrupted_changes_end_in_turns_and_a_crash_keeps_the_turns_before(
     driver: OrderApiDriver, stock: InventoryClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(change_order, "TURN_LINES", 1)
+    monkeypatch.setattr(order_turns, "TURN_LINES", 1)
     created = interrupted(driver, stock, 3)
     turns = 0
     transact = driver.database.transact

@@ -7,21 +7,16 @@ from sqlalchemy import Connection
 
 from order_api.domain import units
 from order_api.domain.commands import CancelAbandoned
-from order_api.domain.model import LINES_MAX, Order, OrderKey, Status
+from order_api.domain.model import Order, OrderKey, Status
 from order_api.domain.transitions import NOT_CONFIRMED_IN_TIME, LostStock
+from order_api.operations.order_turns import first_turn, in_turns
 from order_api.store import orders
 from order_api.store.orders import Locked
 from shop_common.api.valid import UUID_PATTERN
-from shop_common.batching.coalescers import Sizes
 from shop_common.db.audit import AuditLog, Entry, entry, event_entry
 from shop_common.db.database import Database
 from shop_common.db.row_security import ALL_TENANTS
 from shop_common.identity.caller import Caller
-
-TURN_LINES = 1_000
-"""The number of lines of the orders that one turn cancels: about 20 ms of work."""
-
-_TURN = Sizes[OrderKey](key=lambda order: order, read=orders.count_lines, size_max=LINES_MAX)
 
 
 def cancel_lost(tx: Connection, losses: Sequence[LostStock], audit_log: AuditLog | None = None) -> bool:
@@ -43,7 +38,7 @@ def cancel_lost(tx: Connection, losses: Sequence[LostStock], audit_log: AuditLog
     for loss in ours:
         if loss.order in present and loss.cancels(present[loss.order]):
             lost.setdefault(loss.order, []).append(loss)
-    turn = _TURN.prefix_within(tx, list(lost), TURN_LINES)
+    turn = first_turn(tx, list(lost))
     locked = orders.lock(tx, turn)
     entries: list[Entry] = []
     for order in list(locked.orders.values()):
@@ -88,21 +83,11 @@ class AbandonedOrders:
         keys: Sequence[OrderKey] = self._database.query(
             lambda tx: orders.abandoned(tx, command.grace_seconds, command.max_count), ALL_TENANTS
         )
-        cancelled = 0
-        while keys:
-            looked_at, pending = self._database.transact(
-                partial(self._cancel_pending, caller=command.caller, keys=keys), ALL_TENANTS
-            )
-            keys, cancelled = keys[looked_at:], cancelled + pending
-        return cancelled
+        return in_turns(self._database, keys, partial(self._cancel_pending, caller=command.caller))
 
-    def _cancel_pending(self, tx: Connection, *, caller: Caller, keys: Sequence[OrderKey]) -> tuple[int, int]:
-        """Cancel the orders that are still PENDING, up to the limit of a turn.
-
-        Returns how many keys the turn handled, from the first one on, and how many orders it cancelled.
-        """
-        turn = _TURN.prefix_within(tx, keys, TURN_LINES)
-        locked = orders.lock(tx, turn)
+    def _cancel_pending(self, tx: Connection, keys: Sequence[OrderKey], *, caller: Caller) -> int:
+        """Cancel the orders that are still PENDING. Returns their number."""
+        locked = orders.lock(tx, keys)
         # An order that was confirmed or cancelled before we got the lock is not abandoned any more.
         pending = [order for order in locked.orders.values() if order.status is Status.PENDING]
         for order in pending:
@@ -110,4 +95,4 @@ class AbandonedOrders:
         locked.save(tx)
         if self._audit_log is not None and pending:
             self._audit_log.append(tx, [entry(caller, "CancelAbandonedOrders", (order.id for order in pending))])
-        return len(turn), len(pending)
+        return len(pending)

@@ -47,7 +47,7 @@ from order_api.domain.commands import CHANGE_ORDER_METHOD, CancelAbandoned, Chan
 from order_api.domain.errors import OrderNotFound, VersionMismatch
 from order_api.domain.model import CANCELLABLE, LINES_MAX, Order, OrderKey, Status, quantities
 from order_api.inventory import Inventory
-from order_api.operations.cancel_orders import TURN_LINES
+from order_api.operations.order_turns import in_turns
 from order_api.operations.stock_calls import StockCalls
 from order_api.store import buyer_limits, intents, orders, tables
 from order_api.store.intents import Intent
@@ -62,8 +62,6 @@ from shop_common.identity.caller import Caller
 
 STALE_SECONDS = 60
 """The age from which other calls may end an intent. A call of inventory-api takes less time."""
-
-_TURN = Sizes[OrderKey](key=lambda order: order, read=orders.count_lines, size_max=LINES_MAX)
 
 
 class OrderChange:
@@ -363,27 +361,17 @@ class StaleChanges:
     def end(self, command: CancelAbandoned) -> int:
         """End up to `max_count` changes without effect, the oldest first. Returns their number. Emits ORDER_CHANGED.
 
-        One query reads all keys; each turn ends some in its own transaction. If a turn fails, those before it remain.
+        One query reads all keys; each turn ends some in its own transaction (see in_turns).
         """
         keys: Sequence[OrderKey] = self._database.query(
             lambda tx: intents.begun_before(tx, now(tx) - timedelta(seconds=STALE_SECONDS), command.max_count),
             ALL_TENANTS,
         )
-        ended = 0
-        while keys:
-            looked_at, stale = self._database.transact(
-                partial(self._end_turn, caller=command.caller, keys=keys), ALL_TENANTS
-            )
-            keys, ended = keys[looked_at:], ended + stale
-        return ended
+        return in_turns(self._database, keys, partial(self._end, caller=command.caller))
 
-    def _end_turn(self, tx: Connection, *, caller: Caller, keys: Sequence[OrderKey]) -> tuple[int, int]:
-        """End the intents that are still old, up to the limit of a turn.
-
-        Returns how many keys the turn handled, from the first one on, and how many intents it ended.
-        """
-        turn = _TURN.prefix_within(tx, keys, TURN_LINES)
-        locked = orders.lock(tx, turn)
+    def _end(self, tx: Connection, keys: Sequence[OrderKey], *, caller: Caller) -> int:
+        """End the intents that are still old. Returns their number."""
+        locked = orders.lock(tx, keys)
         # A repeat may have continued or ended the intent before we got the lock.
         stale = [key for key, intent in intents.of(tx, locked.orders).items() if _is_stale(intent, locked)]
         changed = [key for key in stale if _give_up(locked, locked.orders[key], None, caller)]
@@ -391,4 +379,4 @@ class StaleChanges:
         intents.remove(tx, stale)
         if self._audit_log is not None and changed:
             self._audit_log.append(tx, [entry(caller, "CancelAbandonedOrders", (key.id for key in changed))])
-        return len(turn), len(stale)
+        return len(stale)
