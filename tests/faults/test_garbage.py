@@ -111,7 +111,8 @@ def rename_order(message: Any, order_id: str) -> None:
 def generated(method: MethodDescriptor, bad: dict[str, list[Message]], chance: random.Random) -> Message:
     """A request with up to three bad fields, sometimes none."""
     request = good(method.input_type)
-    for _ in range(chance.randint(0, 3)):
+    # A request without fields cannot be bad.
+    for _ in range(chance.randint(0, 3) if bad[method.full_name] else 0):
         request.MergeFrom(chance.choice(bad[method.full_name]))
     return request
 
