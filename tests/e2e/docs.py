@@ -25,9 +25,10 @@ class ShellLine:
 
 
 def documents() -> list[Path]:
-    """All Markdown pages of the repository."""
+    """All Markdown pages of the repository, without those of packages that npm has installed in examples/typescript."""
     folders = ("benchmarks", "deploy", "docs", "examples", "libs", "proto", "services", "tests")
-    return sorted([*ROOT.glob("*.md"), *(page for folder in folders for page in (ROOT / folder).rglob("*.md"))])
+    pages = [*ROOT.glob("*.md"), *(page for folder in folders for page in (ROOT / folder).rglob("*.md"))]
+    return sorted(page for page in pages if "node_modules" not in page.parts)
 
 
 def shell_lines() -> list[ShellLine]:
