@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
+from typing import Protocol
 from uuid import uuid4
 
 import grpc
@@ -42,10 +43,26 @@ class Job:
     processes: Mapping[str, Sequence[int]]
 
 
+class Load(Protocol):
+    """The fields of a job that a window needs."""
+
+    @property
+    def callers(self) -> int: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+    @property
+    def warmup_seconds(self) -> float: ...
+
+    @property
+    def processes(self) -> Mapping[str, Sequence[int]]: ...
+
+
 class Window:
     """Measures the reservations between the end of the warm-up and the end of the job."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Load) -> None:
         self._job = job
         self.begin = time.perf_counter() + job.warmup_seconds
         self.end = self.begin + job.seconds
@@ -93,10 +110,10 @@ def run(job: Job) -> Outcome:
         asyncio.run(_tasks(job, window))
     elif job.side == THREADS:
         with Shop(_settings(job)) as shop:
-            _threads(job, window, partial(_by_client, shop))
+            threads(job, window, partial(_by_client, shop))
     else:
         with grpc.insecure_channel(job.target) as channel:
-            _threads(job, window, partial(_by_call, InventoryServiceStub(channel)))
+            threads(job, window, partial(_by_call, InventoryServiceStub(channel)))
     watching.join()
     return window.outcome()
 
@@ -105,7 +122,9 @@ def _settings(job: Job) -> Settings:
     return Settings(inventory_target=job.target, timeout_seconds=CALL_SECONDS)
 
 
-def _threads(job: Job, window: Window, reserve: Callable[[str], object]) -> None:
+def threads(job: Load, window: Window, reserve: Callable[[str], object]) -> None:
+    """Call `reserve` from all callers until the window closes, each time with a new order id."""
+
     def caller(number: int) -> None:
         for turn in count():
             if not window.is_open():

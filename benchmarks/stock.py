@@ -24,18 +24,23 @@ class WrongCount(Exception):
 
 def fill_inventory(url: str) -> None:
     """Add stock of all products, more than any run can reserve."""
+    add_items(url, (HOT_PRODUCT, *PRODUCTS), QUANTITY)
+
+
+def add_items(url: str, product_ids: Iterable[int], quantity: int) -> None:
+    """Add an item with this quantity for each product."""
     created_at = datetime.now(UTC)
     items = [
         {
             "product_id": product_id,
             "location": "WAREHOUSE_A",
-            "quantity": QUANTITY,
+            "quantity": quantity,
             "reserved_quantity": 0,
             "version": 1,
             "created_at": created_at,
             "updated_at": created_at,
         }
-        for product_id in (HOT_PRODUCT, *PRODUCTS)
+        for product_id in product_ids
     ]
     _fill(url, [(inventory.inventory_items, items)])
 
@@ -80,6 +85,22 @@ def check_inventory(url: str, reservations: int, *, events: bool) -> None:
         if events:
             found["events in the outbox"] = _count(tx, inventory.outbox.table)
     compare(found, reservations, "reservations of one unit were granted")
+
+
+def reserved_units(url: str, product_id: int) -> int:
+    """Return the units of the product that active reservations hold."""
+    held = inventory.stock_reservations
+    with reading(url) as tx:
+        query = select(func.sum(held.c.quantity)).where(held.c.is_active, held.c.product_id == product_id)
+        return int(_sum(tx, query))
+
+
+def uncounted_units(url: str) -> int:
+    """Return the units of active reservations that the items do not count as reserved. They would be sold twice."""
+    held, items = inventory.stock_reservations, inventory.inventory_items
+    with reading(url) as tx:
+        units = _sum(tx, select(func.sum(held.c.quantity)).where(held.c.is_active))
+        return int(units - _sum(tx, select(func.sum(items.c.reserved_quantity))))
 
 
 def check_orders(url: str, created: int, *, events: bool) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 from uuid_utils import uuid7
 
-from benchmarks.plain.models import Allocation, Event, Item, Reservation, sessions
+from benchmarks.plain.models import Allocation, Event, Item, ItemColumns, Reservation, sessions
 from benchmarks.plain.server import serve
 from shop_common.db.sql import now
 from shop_common.events.outbox import shard_of
@@ -48,7 +48,7 @@ class Inventory:
             locked = select(Item).where(Item.product_id.in_(products)).order_by(Item.id).with_for_update()
             items = session.scalars(locked).all()
             created_at = now(session.connection())
-            return [_hold(session, _chosen(items, line, context), order_id, line, created_at) for line in lines]
+            return [hold(session, _chosen(items, line, context), order_id, line, created_at) for line in lines]
 
 
 def _chosen(items: Sequence[Item], line: Line, context: grpc.ServicerContext) -> Item:
@@ -60,7 +60,8 @@ def _chosen(items: Sequence[Item], line: Line, context: grpc.ServicerContext) ->
     raise AssertionError("abort raises")
 
 
-def _hold(session: Session, item: Item, order_id: str, line: Line, created_at: datetime) -> pb.Reservation:
+def hold(session: Session, item: ItemColumns, order_id: str, line: Line, created_at: datetime) -> pb.Reservation:
+    """Add a reservation with its allocation and event to the session, and count its units in the item."""
     product_id, quantity = line
     item.reserved_quantity += quantity
     item.updated_at = created_at
@@ -87,7 +88,7 @@ def _hold(session: Session, item: Item, order_id: str, line: Line, created_at: d
     )
 
 
-def _event(held: Reservation, item: Item) -> Event:
+def _event(held: Reservation, item: ItemColumns) -> Event:
     key = str(held.product_id)
     data = {
         "product_id": held.product_id,

@@ -21,7 +21,9 @@ class Base(DeclarativeBase):
     type_annotation_map = {int: BigInteger(), datetime: Timestamp(), Decimal: Amount()}  # noqa: RUF012  # read by SQLAlchemy
 
 
-class Item(Base):
+class ItemColumns:
+    """The columns of an item that a reservation needs."""
+
     __tablename__ = "inventory_items"
 
     id: Mapped[int] = mapped_column(RowId, primary_key=True)
@@ -30,6 +32,10 @@ class Item(Base):
     quantity: Mapped[int]
     reserved_quantity: Mapped[int]
     updated_at: Mapped[datetime]
+
+
+class Item(ItemColumns, Base):
+    """An item whose row the caller locks."""
 
 
 class Allocation(Base):
@@ -94,11 +100,11 @@ class Event(Base):
     created_at: Mapped[datetime]
 
 
-def sessions(url: str) -> sessionmaker[Session]:
+def sessions(url: str, connections: int = CONNECTIONS) -> sessionmaker[Session]:
     """Return a session factory. A transaction begins with the first statement of its session."""
     sqlite = make_url(url).get_backend_name() == "sqlite"
     arguments = {"timeout": 60} if sqlite else {}
-    engine = create_engine(url, pool_size=CONNECTIONS, max_overflow=0, pool_timeout=60, connect_args=arguments)
+    engine = create_engine(url, pool_size=connections, max_overflow=0, pool_timeout=60, connect_args=arguments)
     if sqlite:
         event.listen(engine, "connect", _configure)
         event.listen(engine, "begin", _begin)

@@ -3,6 +3,8 @@
 So short a run measures nothing useful, so its timings are not checked.
 """
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,10 @@ pytestmark = [
 ]
 
 BRIEF = ("--rounds", "1", "--seconds", "0.3")
+ALTERNATIVES = ("benchmarks.alternatives", *BRIEF, "--callers", "4")
+# Without a Redis on this machine, the benchmark leaves the lock in Redis out.
+HAS_REDIS = shutil.which("redis-server") or os.environ.get("TEST_REQUIRE_REDIS") == "1"
+REDIS = "Redis lock" if HAS_REDIS else "row locks"
 
 
 @pytest.mark.parametrize(
@@ -32,9 +38,23 @@ BRIEF = ("--rounds", "1", "--seconds", "0.3")
         (("benchmarks.compare", "HEAD", "--quick"), "an empty call"),
         (("benchmarks.secured", "--quick"), "secured: server"),
         (("benchmarks.client", *BRIEF, "--callers", "1", "16"), "client, tasks"),
+        ((*ALTERNATIVES, "--units", "10", "--lock-seconds", "0.5", "--pause-seconds", "2"), REDIS),
+        (("benchmarks.capacity", "--orders", "20", "--warmup-orders", "10", "--callers", "4"), "write-ahead log"),
         (("benchmarks.relay", "--quick", "--sides", "ours", "loop"), "loop"),
     ],
-    ids=["calls", "scale", "reaping", "importing", "footprint", "compare", "secured", "client", "relay"],
+    ids=[
+        "calls",
+        "scale",
+        "reaping",
+        "importing",
+        "footprint",
+        "compare",
+        "secured",
+        "client",
+        "alternatives",
+        "capacity",
+        "relay",
+    ],
 )
 def test_a_benchmark_runs_and_its_counts_are_right(command: tuple[str, ...], printed: str) -> None:
     result = subprocess.run(
