@@ -123,7 +123,7 @@ ARG VERSION=dev REVISION=unknown
 LABEL org.opencontainers.image.title=shopctl org.opencontainers.image.version=${VERSION} org.opencontainers.image.revision=${REVISION}
 COPY --from=shopctl-dependencies /venv /venv
 ENTRYPOINT ["python", "-m", "shopctl"]
-COPY --from=packages /packages/shared /packages/shopctl /venv/lib/python3.13/site-packages/
+COPY --from=packages /packages/shared /packages/client /packages/shopctl /venv/lib/python3.13/site-packages/
 
 # --- gateway: one address for the replicas of the APIs, for docker-compose.yml ---
 

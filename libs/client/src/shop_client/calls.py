@@ -224,37 +224,9 @@ def batch_change_stock(
     changes: Iterable[StockChange], atomic: bool, request_id: str | None
 ) -> Call[list[ChangedStock | ShopError]]:
     request = inventory.BatchChangeStockRequest(
-        changes=map(_stock_change, changes), atomic=atomic, request_id=request_id or _new_id()
+        changes=map(convert.stock_change, changes), atomic=atomic, request_id=request_id or _new_id()
     )
     return Call(BATCH_CHANGE_STOCK, request, partial(_changed, request.request_id), request.request_id)
-
-
-def _stock_change(change: StockChange) -> inventory.StockChange:
-    values = {
-        "received": change.received,
-        "adjusted": change.adjusted,
-        "counted": change.counted,
-        "move": change.moved,
-        "withheld": change.withheld,
-    }
-    quantity: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
-    if len(quantity) != 1:
-        raise ValueError("a change of stock has exactly one of received, adjusted, counted, moved and withheld")
-    if (change.moved is None) != (change.to_location is None):
-        raise ValueError("only a move has a to_location, and it needs one")
-    if change.moved is not None:
-        quantity["move"] = inventory.StockMove(to_location=change.to_location or "", quantity=change.moved)
-    if change.withheld is not None:
-        quantity["withheld"] = inventory.StockWithholding(reason=change.reason, quantity=change.withheld)
-    return inventory.StockChange(
-        product_id=change.product_id,
-        location=change.location or "",
-        **quantity,
-        version=change.version,
-        reason=change.reason if change.withheld is None else "",
-        reference=change.reference,
-        occurred_at=convert.timestamp(change.occurred_at),
-    )
 
 
 def list_items(product_id: int | None, location: str | None, page_size: int) -> Call[Page[Item]]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -35,6 +36,7 @@ from shop_client.values import (
     Shipment,
     StatusChange,
     Stock,
+    StockChange,
 )
 from shop_protos.inventory.v1 import inventory_pb2 as inventory
 from shop_protos.order.v1 import order_pb2 as orders
@@ -324,6 +326,35 @@ def duration(seconds: float | None) -> Duration | None:
     result = Duration()
     result.FromNanoseconds(round(seconds * _NANOS))
     return result
+
+
+def stock_change(change: StockChange) -> inventory.StockChange:
+    """Return the message of a change. Raises ValueError if the change does not have exactly one quantity."""
+    values = {
+        "received": change.received,
+        "adjusted": change.adjusted,
+        "counted": change.counted,
+        "move": change.moved,
+        "withheld": change.withheld,
+    }
+    quantity: dict[str, Any] = {name: value for name, value in values.items() if value is not None}
+    if len(quantity) != 1:
+        raise ValueError("a change of stock has exactly one of received, adjusted, counted, moved and withheld")
+    if (change.moved is None) != (change.to_location is None):
+        raise ValueError("only a move has a to_location, and it needs one")
+    if change.moved is not None:
+        quantity["move"] = inventory.StockMove(to_location=change.to_location or "", quantity=change.moved)
+    if change.withheld is not None:
+        quantity["withheld"] = inventory.StockWithholding(reason=change.reason, quantity=change.withheld)
+    return inventory.StockChange(
+        product_id=change.product_id,
+        location=change.location or "",
+        **quantity,
+        version=change.version,
+        reason=change.reason if change.withheld is None else "",
+        reference=change.reference,
+        occurred_at=timestamp(change.occurred_at),
+    )
 
 
 def timestamp(time: datetime | None) -> Timestamp | None:

@@ -17,9 +17,11 @@ import argparse
 import shlex
 from uuid import uuid4
 
+from shop_client import convert
+from shop_client.values import StockChange
 from shop_common.errors import Unavailable
 from shop_common.rpc.status import from_status
-from shop_protos.inventory.v1.inventory_pb2 import BatchChangeStockRequest, StockChange, StockMove, StockWithholding
+from shop_protos.inventory.v1.inventory_pb2 import BatchChangeStockRequest
 from shopctl.data import query_inventory
 from shopctl.system import target
 from shopctl.terminal.failures import CommandFailed
@@ -50,7 +52,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Make the change. Raises the ShopError of the API."""
     # In a batch of one, an atomic change would fail with CHANGES_REFUSED instead of its own reason.
-    request = BatchChangeStockRequest(changes=[_change(options)], request_id=options.request_id or str(uuid4()))
+    change = convert.stock_change(_change(options))
+    request = BatchChangeStockRequest(changes=[change], request_id=options.request_id or str(uuid4()))
     with target.shop(options) as shop:
         try:
             (result,) = shop.call(shop.inventory.BatchChangeStock, request).results
@@ -70,24 +73,19 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _change(options: argparse.Namespace) -> StockChange:
-    change = StockChange(
+    units: int = options.units
+    return StockChange(
         product_id=options.product_id,
         location=options.location,
+        adjusted=units if options.kind == "adjust" else None,
+        counted=units if options.kind == "count" else None,
+        moved=units if options.kind == "move" else None,
+        to_location=options.to_location if options.kind == "move" else None,
+        withheld={"withhold": units, "give-back": -units}.get(options.kind),
         version=options.version,
-        reason="" if options.kind in _WITHHOLDING else options.reason,
+        reason=options.reason,
         reference=options.reference,
     )
-    match options.kind:
-        case "adjust":
-            change.adjusted = options.units
-        case "count":
-            change.counted = options.units
-        case "withhold" | "give-back":
-            sign = 1 if options.kind == "withhold" else -1
-            change.withheld.CopyFrom(StockWithholding(reason=options.reason, quantity=sign * options.units))
-        case _:
-            change.move.CopyFrom(StockMove(to_location=options.to_location, quantity=options.units))
-    return change
 
 
 def _whole(text: str) -> int:

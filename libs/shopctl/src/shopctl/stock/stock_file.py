@@ -9,9 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
-from shop_protos.inventory.v1.inventory_pb2 import StockChange, StockMove, StockWithholding
+from shop_client import convert
+from shop_client.values import StockChange as Change
+from shop_protos.inventory.v1.inventory_pb2 import StockChange
 from shopctl.terminal.failures import CommandFailed
 
 REQUIRED = ("product_id", "location")
@@ -156,33 +156,25 @@ def _change(values: Mapping[str, str]) -> StockChange:
     (kind,) = kinds
     if (kind == "moved") != ("to_location" in values):
         raise ValueError("moved and to_location must be set together")
-    change = StockChange(
+    change = Change(
         product_id=_integer(values, "product_id"),
         location=values["location"],
-        reason="" if kind == "withheld" else values.get("reason", ""),
+        received=_optional(values, "received"),
+        adjusted=_optional(values, "adjusted"),
+        counted=_optional(values, "counted"),
+        moved=_optional(values, "moved"),
+        to_location=values.get("to_location"),
+        version=_optional(values, "version"),
+        reason=values.get("reason", ""),
         reference=values.get("reference", ""),
+        occurred_at=_time(values["occurred_at"]) if "occurred_at" in values else None,
+        withheld=_optional(values, "withheld"),
     )
-    _set_quantity(change, kind, values)
-    if "version" in values:
-        change.version = _integer(values, "version")
-    if "occurred_at" in values:
-        change.occurred_at.CopyFrom(_timestamp(values["occurred_at"]))
-    return change
+    return convert.stock_change(change)
 
 
-def _set_quantity(change: StockChange, kind: str, values: Mapping[str, str]) -> None:
-    match kind:
-        case "received":
-            change.received = _integer(values, kind)
-        case "adjusted":
-            change.adjusted = _integer(values, kind)
-        case "counted":
-            change.counted = _integer(values, kind)
-        case "withheld":
-            withholding = StockWithholding(reason=values.get("reason", ""), quantity=_integer(values, kind))
-            change.withheld.CopyFrom(withholding)
-        case _:
-            change.move.CopyFrom(StockMove(to_location=values["to_location"], quantity=_integer(values, kind)))
+def _optional(values: Mapping[str, str], name: str) -> int | None:
+    return _integer(values, name) if name in values else None
 
 
 def _integer(values: Mapping[str, str], name: str) -> int:
@@ -192,13 +184,11 @@ def _integer(values: Mapping[str, str], name: str) -> int:
     return int(text)
 
 
-def _timestamp(text: str) -> Timestamp:
+def _time(text: str) -> datetime:
     try:
         at = datetime.fromisoformat(text)
     except ValueError:
         at = None
     if at is None or at.tzinfo is None:
         raise ValueError(f"occurred_at must be a time with its zone, such as 2024-01-15T10:30:00Z, not {text[:40]!r}")
-    stamp = Timestamp()
-    stamp.FromDatetime(at)
-    return stamp
+    return at
