@@ -57,6 +57,12 @@ def test_a_time_needs_a_time_zone() -> None:
     assert convert.timestamp(datetime(2026, 1, 1, tzinfo=UTC)) is not None
 
 
+@pytest.mark.parametrize("text", ["0001-01-01T00:00+14:00", "9999-12-31T23:59-14:00"])
+def test_a_time_that_has_no_year_in_utc_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="the year of a time must be 1 to 9999 in UTC"):
+        convert.timestamp(datetime.fromisoformat(text))
+
+
 def test_states_of_a_newer_server_are_unknown() -> None:
     reservation: Any = inventory_pb2.Reservation()
     reservation.state = 99

@@ -70,6 +70,7 @@ def test_what_spreadsheets_write_is_understood(file: Path) -> None:
         ("1,A,2,,,,B,,,", "moved and to_location must be set together"),
         ("1,A,2,,,,,,,15.01.2024", "occurred_at must be a time with its zone"),
         ("1,A,2,,,,,,,2024-01-15T10:30:00", "occurred_at must be a time with its zone"),
+        ("1,A,2,,,,,,,0001-01-01T00:00+14:00", "the year of a time must be 1 to 9999 in UTC"),
         ("1,A,2,,,,,,,,more", "the row has more values than the header has columns: 'more'"),
     ],
 )

@@ -358,13 +358,16 @@ def stock_change(change: StockChange) -> inventory.StockChange:
 
 
 def timestamp(time: datetime | None) -> Timestamp | None:
-    """Convert a time. Raises ValueError for a time without a time zone."""
+    """Convert a time. Raises ValueError for a time without a time zone, or outside the years 1 to 9999 in UTC."""
     if time is None:
         return None
     if time.tzinfo is None:
         raise ValueError(f"a time needs a time zone, for example UTC: {time}")
     result = Timestamp()
-    result.FromDatetime(time)
+    try:
+        result.FromDatetime(time)
+    except OverflowError:
+        raise ValueError(f"the year of a time must be 1 to 9999 in UTC: {time}") from None
     return result
 
 
