@@ -41,6 +41,8 @@ NOT_TOGETHER = {
     "shop.order.v1.ListOrdersRequest": {
         "product_id", "external_reference", "label", "updated_after", "updated_before"
     },
+    # The first change is `received`, which releases no reservations.
+    "shop.inventory.v1.StockChange": {"release_shortfall"},
     # The first treatment withholds no units.
     "shop.order.v1.ReturnedUnits": {"withholding_reason"},
 }  # fmt: skip

@@ -186,6 +186,34 @@ def test_releasing_the_stock_of_a_confirmed_order_cancels_it(shop: ShopDriver) -
     shop.assert_consistent(product, stocked=1)
 
 
+def test_a_count_of_too_few_units_cancels_the_newest_orders_and_frees_their_other_stock(shop: ShopDriver) -> None:
+    counted, other = shop.stocked_product(NORTH=5), shop.stocked_product(units=9)
+    older, newer = (shop.create_order((counted, 2), (other, 3)) for _ in range(2))
+    for order in (older, newer):
+        shop.change_status(order.id, CONFIRMED)
+    held = shop.create_order((counted, 1))
+    count = inventory.StockChange(
+        product_id=counted, location="NORTH", counted=3, reason="lost", release_shortfall=True
+    )
+    request = inventory.BatchChangeStockRequest(changes=[count], request_id=f"count-{counted}")
+
+    first, again = (shop.api.call(shop.api.inventory.BatchChangeStock, request).results[0].item for _ in range(2))
+
+    assert first == again
+    assert (first.quantity, first.reserved_quantity) == (3, 2)
+    shop.eventually(lambda: all(shop.order(order.id).status == CANCELLED for order in (newer, held)))
+    assert shop.order(newer.id).status_reason == "its stock was released"
+    assert shop.order(older.id).status == CONFIRMED
+    # The cancelled order also lets go of the product that was not counted.
+    shop.eventually(lambda: shop.available(other) == 6)
+    shop.change_status(older.id, PROCESSING, SHIPPED)
+    shop.eventually(lambda: shop.on_hand(counted) == 1)
+    shop.stock_events(counted, "STOCK_FULFILLED")
+    shop.stock_events(other, "STOCK_FULFILLED")
+    shop.assert_consistent(counted, stocked=3)
+    shop.assert_consistent(other, stocked=9)
+
+
 def test_an_order_is_changed_and_its_stock_follows(shop: ShopDriver) -> None:
     first, second = shop.stocked_product(units=5), shop.stocked_product(units=5)
     order = shop.create_order((first, 3))

@@ -121,7 +121,7 @@ OMITTED = (
     "external_reference", "labels", "label", "statuses", "updated_after", "updated_before",
     "carrier", "tracking_number", "order_version",
     "kind", "actor", "adjusted", "counted", "reference", "occurred_at", "atomic", "move", "as_of",
-    "buyer_limit", "withholding_reason",
+    "buyer_limit", "withholding_reason", "release_shortfall",
 )  # fmt: skip
 
 

@@ -91,7 +91,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CHANGES = (
     StockChange(1, "A", received=1, version=1, reason="A", reference="A", occurred_at=NOW),
     StockChange(1, "A", adjusted=1),
-    StockChange(1, "A", counted=1),
+    StockChange(1, "A", counted=1, release_shortfall=True),
     StockChange(1, "A", moved=1, to_location="B"),
     StockChange(1, "A", withheld=1, reason="A"),
 )

@@ -230,6 +230,21 @@ def test_single_items_are_adjusted_counted_and_moved(shell: Shell, shop: Shop, p
     assert quantities(shop, product) == {"A": 6, "B": 2}
 
 
+@pytest.mark.parametrize(("command", "units"), [("count", 4), ("adjust", -6)])
+def test_reservations_are_released_only_on_request(
+    shell: Shell, shop: Shop, product: int, command: str, units: int
+) -> None:
+    shell.lines("count", product, "A", 10)
+    for number in (1, 2):
+        request = ReserveStockRequest(product_id=product, quantity=4, order_id=f"order-{number}")
+        shop.call(shop.inventory.ReserveStock, request)
+
+    assert "reserved" in shell.error(command, product, "A", units)
+    (item,) = shell.lines(command, product, "A", units, "--release-shortfall", "--reason", "lost")
+
+    assert (item["quantity"], item["available_quantity"]) == (4, 0)
+
+
 def test_units_are_withheld_and_given_back(shell: Shell, product: int) -> None:
     shell.lines("count", product, "A", 10)
     (withheld,) = shell.lines("withhold", product, "A", 3, "--reason", "DAMAGED")

@@ -354,6 +354,7 @@ def stock_change(change: StockChange) -> inventory.StockChange:
         reason=change.reason if change.withheld is None else "",
         reference=change.reference,
         occurred_at=timestamp(change.occurred_at),
+        release_shortfall=change.release_shortfall,
     )
 
 

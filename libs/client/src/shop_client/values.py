@@ -214,6 +214,10 @@ class StockChange:
     number of units that were moved to `to_location`, which only a move has. `withheld` is the number of units that are
     not for sale, or if negative, that are for sale again; `reason` is then a word such as DAMAGED. With `version`, the
     change is made only if the item still has this version. `occurred_at` needs a time zone.
+
+    With `release_shortfall`, a count or an adjustment that leaves too few units for the reservations is not refused:
+    the newest reservations are released, held ones first, and their orders are cancelled. If those that may be released
+    do not suffice, none is, and the change is refused.
     """
 
     product_id: int
@@ -228,6 +232,7 @@ class StockChange:
     reference: str = ""
     occurred_at: datetime | None = None
     withheld: int | None = None
+    release_shortfall: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from inventory_api.operations.purge import Purge, Purged
 from inventory_api.operations.reservations.cover_shortage import cover_shortage
 from inventory_api.operations.reservations.expire import ExpirySweep
 from inventory_api.store import tables
-from inventory_api.store.reservations import by_order, counts
+from inventory_api.store.reservations import by_order, counts, newest
 from shop_common.db.database import FORCE_INDEX_PLANS, Database
 from shop_common.db.sql import Timestamp, now
 from shop_common.identity.tenant import DEFAULT
@@ -279,6 +279,31 @@ def test_finding_due_reservations_for_a_stock_key_uses_its_index_and_sorts_nothi
     for plan, index in zip(searches, indexes, strict=True):
         # Each query reads the first due reservations in index order.
         assert index in plan
+        assert not re.search("Sort|TEMP B-TREE", plan)
+
+
+def test_the_newest_reservations_of_an_item_are_read_from_an_index(
+    long_history: Database, explained: list[str]
+) -> None:
+    timestamp = datetime.now(UTC)
+    item = Item(DEFAULT, 8, 8, "A", 10, 10, 1, timestamp, timestamp)
+
+    with long_history.write() as tx:
+        held = newest.held(tx, item, 9)
+        tx.execute(
+            update(tables.stock_reservations)
+            .where(tables.stock_reservations.c.id.in_([held[0].reservation.id]))
+            .values(state="CONFIRMED")
+        )
+        explained.clear()
+        assert newest.held(tx, item, 2) == held[1:3]
+        assert newest.confirmed(tx, item, 2) == held[:1]
+
+    for plan in explained[:2]:
+        assert "ix_stock_reservations_item_tenant_due" in plan
+    for plan in explained[2:]:
+        # Confirmed reservations may be many, so each query reads only the first ones in index order.
+        assert "ix_stock_reservations_item_tenant_confirmed" in plan
         assert not re.search("Sort|TEMP B-TREE", plan)
 
 

@@ -90,6 +90,38 @@ class Model:
         if not isinstance(outcome, ShopError):
             self.quantity[key] = count
 
+    def count(self, key: tuple[int, str], count: int) -> None:
+        """Count, and release the newest reservations at the location if too few units are left."""
+        product, location = key
+        change = StockChange(0, product, location, MovementKind.COUNTED, count, release_shortfall=True)
+        (outcome,) = self.inventory.change_stock(change)
+
+        chosen = []
+        missing = self.quantity[key] - self.available(*key) - count
+        for each in self.newest_at(product, location):
+            if missing > 0:
+                chosen.append(each)
+                missing -= sum(part.quantity for part in each.reservation.allocations if part.location == location)
+        assert isinstance(outcome, BelowReserved) == (missing > 0)
+        if not isinstance(outcome, ShopError):
+            self.quantity[key] = count
+            self.change_states(chosen, {State.HELD, State.CONFIRMED}, State.RELEASED)
+
+    def newest_at(self, product: int, location: str) -> list[ModelReservation]:
+        """Return the active reservations at the location: held ones before confirmed ones, and the newest first."""
+        at_location = [
+            each
+            for each in self.held.values()
+            if each.is_active
+            and each.reservation.product_id == product
+            and location in {part.location for part in each.reservation.allocations}
+        ]
+        return sorted(
+            at_location,
+            key=lambda each: (each.state is State.HELD, each.reservation.created_at, each.reservation.id),
+            reverse=True,
+        )
+
     def withhold(self, key: tuple[int, str], count: int) -> None:
         """Withhold up to six units, or give up to three units back."""
         product, location = key
@@ -242,7 +274,7 @@ class RandomOperations(RuleBasedStateMachine):
     @rule(
         key=stock_keys,
         count=st.integers(0, 9),
-        operation=st.sampled_from([Model.add, Model.set_quantity, Model.withhold]),
+        operation=st.sampled_from([Model.add, Model.set_quantity, Model.withhold, Model.count]),
     )
     def change_stock(
         self, key: tuple[int, str], count: int, operation: Callable[[Model, tuple[int, str], int], None]

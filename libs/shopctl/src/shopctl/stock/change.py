@@ -9,6 +9,9 @@
 The item is shown after the change, or with --json printed on one line; after a move, so is the item at the new
 location. With --version, the change is refused if the item has changed since this version was read.
 
+With --release-shortfall, a count or an adjustment that leaves too few units for the reservations is not refused: the
+newest reservations are released, and their orders are cancelled.
+
 If the outcome of a change is unknown, the error names the --request-id with which the same command can be repeated
 without a second effect. The commands need the permission `inventory.write`. For many changes, use `import`.
 """
@@ -28,6 +31,7 @@ from shopctl.terminal.failures import CommandFailed
 from shopctl.terminal.output import add_json, print_json, print_table
 
 _WITHHOLDING = ("withhold", "give-back")
+_RELEASING = ("count", "adjust")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +47,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     else:
         parser.add_argument("--reason", default="", help="why, such as lost: at most 64 characters")
     parser.add_argument("--reference", default="", help="your document, such as a delivery note: at most 64 characters")
+    if parser.get_default("kind") in _RELEASING:
+        parser.add_argument(
+            "--release-shortfall",
+            action="store_true",
+            help="if too few units are left, release the newest reservations and cancel their orders",
+        )
     parser.add_argument("--version", type=_whole, metavar="N", help="only if the item still has this version")
     parser.add_argument("--request-id", default="", metavar="ID", help="repeat the command with this id")
     target.add_apis(parser)
@@ -85,6 +95,7 @@ def _change(options: argparse.Namespace) -> StockChange:
         version=options.version,
         reason=options.reason,
         reference=options.reference,
+        release_shortfall=options.kind in _RELEASING and options.release_shortfall,
     )
 
 

@@ -609,6 +609,7 @@ class StockChange(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     REFERENCE_FIELD_NUMBER: _builtins.int
     OCCURRED_AT_FIELD_NUMBER: _builtins.int
+    RELEASE_SHORTFALL_FIELD_NUMBER: _builtins.int
     product_id: _builtins.int
     """The product; positive."""
     location: _builtins.str
@@ -629,6 +630,15 @@ class StockChange(_message.Message):
     """
     reference: _builtins.str
     """The caller's document, such as the number of a delivery note: one line of at most 64 characters."""
+    release_shortfall: _builtins.bool
+    """Only with `counted` and `adjusted`. True: if the new quantity is less than the reserved and withheld units together,
+    release as many reservations of the item as necessary: held ones before confirmed ones, and the newest first.
+    order-api then cancels their orders. A reservation is not released if units of its order have shipped, or if its
+    order is being changed. Only the first 1,000 reservations in this sequence are considered. If those that may be
+    released do not suffice, none is released, and the change is refused with BELOW_RESERVED. Without `atomic`, it is
+    refused with CONTENTION instead if earlier changes of the call have released some of the 1,000: then repeat it.
+    False: a change to less than the reserved and withheld units is refused with BELOW_RESERVED.
+    """
     @_builtins.property
     def move(self) -> Global___StockMove:
         """Units that were moved to another location. Reserved and withheld units cannot be moved."""
@@ -655,10 +665,11 @@ class StockChange(_message.Message):
         reason: _builtins.str = ...,
         reference: _builtins.str = ...,
         occurred_at: _timestamp_pb2.Timestamp | None = ...,
+        release_shortfall: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "adjusted", b"adjusted", "change", b"change", "counted", b"counted", "move", b"move", "occurred_at", b"occurred_at", "received", b"received", "version", b"version", "withheld", b"withheld"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "adjusted", b"adjusted", "change", b"change", "counted", b"counted", "location", b"location", "move", b"move", "occurred_at", b"occurred_at", "product_id", b"product_id", "reason", b"reason", "received", b"received", "reference", b"reference", "version", b"version", "withheld", b"withheld"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_version", b"_version", "adjusted", b"adjusted", "change", b"change", "counted", b"counted", "location", b"location", "move", b"move", "occurred_at", b"occurred_at", "product_id", b"product_id", "reason", b"reason", "received", b"received", "reference", b"reference", "release_shortfall", b"release_shortfall", "version", b"version", "withheld", b"withheld"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__version: _TypeAlias = _typing.Literal["version"]  # noqa: Y015
     _WhichOneofArgType__version: _TypeAlias = _typing.Literal["_version", b"_version"]  # noqa: Y015

@@ -249,7 +249,8 @@ class InventoryServiceServicer:
         create the item, and a move creates the item at `to_location`.
         FAILED_PRECONDITION BELOW_RESERVED (metadata: id, requested, reserved, withheld): the new quantity, `requested`,
         is less than the sum of `withheld` and `reserved`. Units of due reservations are not in
-        `reserved`.
+        `reserved`. With `release_shortfall`, the reservations that may be released do not suffice;
+        none is released.
         INSUFFICIENT_STOCK (metadata: product_id, requested, available, location): the change moves or
         withholds `requested` units, but only `available` units at the location are neither reserved
         nor withheld.
@@ -267,7 +268,8 @@ class InventoryServiceServicer:
         UNIMPLEMENTED       WITHHOLDING_DISABLED, as the status of the call: a change is `withheld`, and the operator has
         switched this off, as during an update. Nothing was done.
         Writes one movement per change, of the kind that the change names, or two for a move: one of its item, and one of the
-        item at `to_location`. Emits STOCK_UPDATED and STOCK_MOVED for each movement, and STOCK_RESERVATION_EXPIRED for each due reservation that it had to expire.
+        item at `to_location`. Emits STOCK_UPDATED and STOCK_MOVED for each movement, STOCK_RESERVATION_EXPIRED for each
+        due reservation that it had to expire, and STOCK_RELEASED for each reservation that it released.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

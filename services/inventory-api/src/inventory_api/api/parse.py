@@ -210,6 +210,8 @@ def _stock_change(check: Fields, number: int, change: pb.StockChange) -> StockCh
     location = _location(check, change.location) or DEFAULT_LOCATION
     if to_location == location:
         check.violate("move.to_location", "must be another location")
+    if change.release_shortfall and kind not in (MovementKind.COUNTED, MovementKind.ADJUSTED):
+        check.violate("release_shortfall", "must be false, because the change is neither `counted` nor `adjusted`")
     if reason in RESERVED_REASONS:
         check.violate(reason_field, f"must not be {' or '.join(RESERVED_REASONS)}, which only the server uses")
     return StockChange(
@@ -223,6 +225,7 @@ def _stock_change(check: Fields, number: int, change: pb.StockChange) -> StockCh
         reason=reason,
         reference=check.text("reference", change.reference, REFERENCE_LENGTH_MAX),
         occurred_at=check.instant("occurred_at", change.occurred_at) if change.HasField("occurred_at") else None,
+        release_shortfall=change.release_shortfall,
     )
 
 

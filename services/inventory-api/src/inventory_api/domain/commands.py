@@ -89,7 +89,8 @@ class StockChange:
     `quantity` is the difference, for COUNTED the new quantity, and for MOVED the units that move to `to_location`. For
     WITHHELD, `reason` is the reason of the withholding.
     `number` is its position in the call. A `version` of None matches any version. `occurred_at` is the time that the
-    caller states, or None.
+    caller states, or None. Only COUNTED and ADJUSTED can have `release_shortfall`: reservations are released if the new
+    quantity is too small for them.
     """
 
     number: int
@@ -102,6 +103,7 @@ class StockChange:
     reference: str = ""
     occurred_at: datetime | None = None
     to_location: str | None = None
+    release_shortfall: bool = False
 
     @property
     def creates_item(self) -> bool:
@@ -113,7 +115,8 @@ class StockChange:
     def content(self) -> tuple[tuple[str, object], ...]:
         """The fields that are set, for the fingerprint, without the position."""
         values = ((name, getattr(self, name)) for name in self.__slots__ if name != "number")
-        return tuple((name, str(value)) for name, value in values if value not in (None, ""))
+        # False is compared by identity, because a quantity of 0 is equal to it.
+        return tuple((name, str(value)) for name, value in values if value not in (None, "") and value is not False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,15 @@
-"""Computes how many units are missing, and which due reservations cover them. Needs no database.
+"""Computes how many units are missing, and which reservations cover them. Needs no database.
 
 A shortage is the number of missing units by stock key. Units that must come from one location are counted under the key
 with that location. Units that may come from any location are counted under the key with location None.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from inventory_api.domain.commands import OrderLines
 from inventory_api.domain.errors import InsufficientStock
-from inventory_api.domain.model import Item, ProductKey, Reservation, StockKey
+from inventory_api.domain.model import Item, OrderKey, ProductKey, Reservation, ReservationKey, StockKey
 from inventory_api.domain.reserving import Decision
 
 
@@ -122,3 +123,30 @@ def choose_to_cover(shortage: Mapping[StockKey, int], due: Sequence[Reservation]
         if helps:
             chosen.append(reservation)
     return chosen
+
+
+@dataclass(frozen=True, slots=True)
+class ReservedUnits:
+    """The units of one item that a reservation has."""
+
+    reservation: ReservationKey
+    order: OrderKey
+    units: int
+
+
+def choose_to_release(
+    missing: int, reserved: Iterable[ReservedUnits], unreleasable: Collection[OrderKey]
+) -> list[ReservedUnits]:
+    """Choose the first reservations that have the missing units together, except those of unreleasable orders.
+
+    Returns an empty list if all of them have fewer units.
+    """
+    chosen: list[ReservedUnits] = []
+    for each in reserved:
+        if each.order in unreleasable:
+            continue
+        chosen.append(each)
+        missing -= each.units
+        if missing <= 0:
+            return chosen
+    return []

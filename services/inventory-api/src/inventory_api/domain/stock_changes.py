@@ -81,6 +81,23 @@ def _change_quantity(
     ]
 
 
+def missing_units(change: StockChange, item: Item) -> int:
+    """Return how many reserved units would have to become free so that the item can have the new quantity."""
+    return item.bound_quantity - _after(change, item.quantity)
+
+
+def may_release(request: ChangeStock, changes: Iterable[StockChange], stock: Mapping[StockKey, Item]) -> bool:
+    """Return whether a change with `release_shortfall` takes units from an item that has reserved ones.
+
+    Earlier changes do not count, because they may be refused.
+    """
+    return any(
+        item.reserved_quantity and _after(change, item.quantity) < item.quantity
+        for change in changes
+        if change.release_shortfall and (item := stock.get(request.stock_key(change))) is not None
+    )
+
+
 def _withhold(request: ChangeStock, change: StockChange, item: Item, now: datetime) -> list[QuantityChange] | ShopError:
     withheld = dict(item.withholdings).get(change.reason, 0)
     if change.quantity > _takeable(item):

@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
+from typing import Any
 
 import orjson
-from sqlalchemy import BigInteger, Connection, Text, select, update
+from sqlalchemy import BigInteger, Connection, Row, Text, select, update
 
 from inventory_api.domain.model import OrderKey
 from inventory_api.domain.order_targets import Addition, Place, Totals
@@ -34,6 +35,12 @@ def applied_versions(tx: Connection, orders: Iterable[OrderKey]) -> dict[OrderKe
     return {OrderKey(row.tenant, "", row.order_id): row.applied_version for row in _versions(tx, rows)} if rows else {}
 
 
+def load(tx: Connection, orders: Iterable[OrderKey]) -> dict[OrderKey, OrderEffects]:
+    """Return the effects of those of these orders of order-api that have any. Locks nothing."""
+    rows = _rows(orders)
+    return _by_order(_load(tx, rows)) if rows else {}
+
+
 def lock(tx: Connection, orders: Iterable[OrderKey], now: datetime) -> dict[OrderKey, OrderEffects]:
     """Lock and return the effects of these orders of order-api, sorted by tenant and order. Inserts missing rows.
 
@@ -42,13 +49,17 @@ def lock(tx: Connection, orders: Iterable[OrderKey], now: datetime) -> dict[Orde
     rows = _rows(orders)
     # Sorted, so that two transactions that insert the same rows wait for each other and do not deadlock.
     _insert(tx, [{**row, "applied_version": 0, "totals": "{}", "updated_at": now} for row in rows])
+    return _by_order(_lock(tx, rows))
+
+
+def _by_order(rows: Iterable[Row[Any]]) -> dict[OrderKey, OrderEffects]:
     return {
         OrderKey(row.tenant, "", row.order_id): OrderEffects(
             row.applied_version,
             _unpacked(row.totals),
             _additions(row.additions),
         )
-        for row in _lock(tx, rows)
+        for row in rows
     }
 
 
@@ -112,6 +123,11 @@ _versions = Statement(
     lambda given: select(_effects.c.tenant, _effects.c.order_id, _effects.c.applied_version).where(
         *is_each(_effects, given, "tenant", "order_id")
     ),
+    tenant=Text(),
+    order_id=Text(),
+)
+_load = Statement(
+    lambda given: select(_effects).where(*is_each(_effects, given, "tenant", "order_id")),
     tenant=Text(),
     order_id=Text(),
 )

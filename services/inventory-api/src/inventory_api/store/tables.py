@@ -32,6 +32,7 @@ metadata = MetaData(naming_convention=NAMING_CONVENTION)
 # The conditions of the partial indexes. Queries must repeat these conditions literally: the planner cannot know that a
 # condition with a parameter implies the condition of an index, so a prepared statement would not use the index.
 HELD = text("state = 'HELD'")
+CONFIRMED = text("state = 'CONFIRMED'")
 ACTIVE = text("state IN ('HELD', 'CONFIRMED')")
 ENDED = text("state IN ('EXPIRED', 'RELEASED', 'FULFILLED')")
 REPLACED = text("state = 'REPLACED'")
@@ -154,6 +155,17 @@ stock_reservations = Table(
         "expires_at",
         postgresql_where=HELD,
         sqlite_where=HELD,
+    ),
+    # For releasing the newest confirmed reservations of an item.
+    Index(
+        "ix_stock_reservations_item_tenant_confirmed",
+        "sole_item_id",
+        "product_id",
+        "tenant",
+        "created_at",
+        "id",
+        postgresql_where=CONFIRMED,
+        sqlite_where=CONFIRMED,
     ),
     # For ListReservations by product.
     Index("ix_stock_reservations_product_id_tenant_id", "product_id", "tenant", "id"),
