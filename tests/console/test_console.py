@@ -5,7 +5,7 @@ from decimal import Decimal
 from pathlib import Path
 from uuid import uuid4
 
-from shop_client.values import ItemUnits, NewItem, OrderStatus, ReturnedUnits, ReturnTreatment
+from shop_client.values import ItemUnits, NewItem, OrderStatus, ReturnedUnits, ReturnTreatment, StockChange
 from testkit.eventually import eventually
 from tests.console import views
 from tests.console.browser import Browser
@@ -194,6 +194,9 @@ def test_stock_is_moved_and_counted_by_clicking(system: System, page: Browser) -
         page.sees("counted")
         page.sees("yearly")
         assert shop.get_item(item.id).quantity == 1234
+
+        shop.batch_change_stock([StockChange(18, "WAREHOUSE_A", withheld=1111, reason="DAMAGED")])
+        page.sees("+1,111")
 
 
 def test_a_killed_process_is_red_and_is_green_again_after_its_restart(system: System, page: Browser) -> None:

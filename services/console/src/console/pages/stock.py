@@ -168,6 +168,7 @@ def _movements(here: Page, found: Rows[Movement]) -> None:
         "Kind": "",
         "Change": "number",
         "Units after": "number phone-off",
+        "Withheld": "number phone-off",
         "Location": "",
         "Order or reason": "id phone-off",
         "By": "id phone-off",
@@ -181,9 +182,14 @@ def _movement(here: Page, movement: Movement) -> list[str | Callable[[], object]
     return [
         words.at(movement.created_at, here.zone),
         movement.kind.lower(),
-        f"{movement.quantity:+,}",
+        _difference(movement.quantity),
         words.whole(movement.quantity_after),
+        _difference(movement.withheld),
         movement.location,
         partial(order_link, movement.order_id) if movement.order_id else movement.reason,
         movement.actor,
     ]
+
+
+def _difference(units: int) -> str:
+    return f"{units:+,}" if units else words.NONE
