@@ -54,7 +54,8 @@ def test_it_shows_the_activity_of_the_interval(stack: Stack, busy: None, capsys:
         ("outboxes and their relay", ("orders",)),
         ("consumers", ("inventory-api", "order-events")),
         ("consumers", ("order-api", "inventory-events")),
-        ("reservations", ("running",)),
+        ("stock", ("held", "reservations", "running")),
+        ("stock", ("units", "withheld")),
         ("reaper", ("expire-reservations",)),
     ):
         assert _row(shown, table, *row)
@@ -98,7 +99,7 @@ def test_every_table_is_shown_even_if_its_process_is_unavailable(
     assert shown.startswith("Trouble: event-relay is unavailable: ")
     assert _row(shown, "outboxes and their relay", "event-relay", "is", "unavailable")
     assert _row(shown, "consumers", "order-api", "inventory-events")
-    for table in ("refused and failed calls", "batches", "counters", "reservations", "reaper"):
+    for table in ("refused and failed calls", "batches", "counters", "stock", "reaper"):
         assert table in map(str.strip, shown.splitlines())
 
 

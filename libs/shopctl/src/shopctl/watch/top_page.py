@@ -92,7 +92,7 @@ def page(addresses: Mapping[str, str], intervals: Mapping[str, Interval | Unavai
             idle=idle,
         ),
         table("counters", "process, counter, label", "rate", _counters(present), of=_APIS, idle=idle),
-        table("reservations", "state", "count", _reservations(present), of=(INVENTORY_API,), idle=True),
+        table("stock", "what, state", "count", _stock(present), of=(INVENTORY_API,), idle=True),
         table(
             "reaper",
             "task",
@@ -233,10 +233,12 @@ def _counters(present: Present) -> Iterator[Row]:
                 yield Row([name, what, which], [_rate(rate)], active=rate > 0)
 
 
-def _reservations(present: Present) -> Iterator[Row]:
+def _stock(present: Present) -> Iterator[Row]:
     for interval in present.values():
-        for key, held in _sorted(interval.gauge("shop_holds", "state")):
-            yield Row(key, [_whole(held)], active=True)
+        for (state,), held in _sorted(interval.gauge("shop_holds", "state")):
+            yield Row(["held reservations", state], [_whole(held)], active=True)
+        for withheld in interval.gauge("shop_withheld_units").values():
+            yield Row(["units", "withheld"], [_whole(withheld)], active=True)
 
 
 def _reaper(present: Present) -> Iterator[Row]:

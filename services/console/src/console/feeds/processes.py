@@ -119,6 +119,8 @@ def _figures(interval: Interval) -> Iterator[tuple[str, str]]:
         yield "refused or failed", words.rate(sum(interval.rate("rpc_server_errors_total").values()))
     for (state,), count in sorted(interval.gauge("shop_holds", "state").items()):
         yield f"{state} reservations", words.whole(count)
+    for withheld in interval.gauge("shop_withheld_units").values():
+        yield "withheld units", words.whole(withheld)
     for (topic,), lag in sorted(interval.gauge("shop_consumer_lag_messages", "topic").items()):
         yield f"lag on {topic}", words.whole(lag)
     for (database,), pending in sorted(interval.gauge("shop_outbox_pending_events", "database").items()):

@@ -1,9 +1,10 @@
-"""Exports Prometheus gauges: the number of held reservations, and of reservations that were set aside."""
+"""Exports Prometheus gauges: held reservations, reservations that were set aside, and withheld units."""
 
 import threading
 
 from sqlalchemy.exc import DBAPIError
 
+from inventory_api.store import withholdings
 from inventory_api.store.reservations import counts
 from shop_common.db.database import FORCE_INDEX_PLANS, Database, cause_of
 from shop_common.db.row_security import ALL_TENANTS
@@ -31,9 +32,17 @@ _set_aside = metrics.gauge(
     over_workers="livemax",
 )
 
+_withheld = metrics.gauge(
+    __name__,
+    "shop_withheld_units",
+    "Units that are withheld from sale. Counted for up to 100,000 pairs of an item and a reason; every process of the "
+    "service reports the same number",
+    over_workers="livemax",
+)
+
 
 class HeldReservationsCollector:
-    """Counts reservations every 15 seconds in its own thread, so that a scrape never queries the database.
+    """Counts every 15 seconds in its own thread, so that a scrape never queries the database.
 
     While the database is unavailable, the gauges keep their last values.
     """
@@ -55,6 +64,7 @@ class HeldReservationsCollector:
         while True:
             try:
                 count = self._database.query(counts.count, FORCE_INDEX_PLANS + ALL_TENANTS)
+                withheld = self._database.query(withholdings.count_units, FORCE_INDEX_PLANS + ALL_TENANTS)
             except (ShopError, DBAPIError) as error:
                 # A debug message is enough: calls that fail for the same reason log it, and no call needs the gauges.
                 _log.debug("held reservations were not counted", cause=cause_of(error))
@@ -62,5 +72,6 @@ class HeldReservationsCollector:
                 _held("running").set(count.running)
                 _held("due").set(count.due)
                 _set_aside().set(count.set_aside)
+                _withheld().set(withheld)
             if self._stopped.wait(INTERVAL_SECONDS):
                 return

@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sqlalchemy import BigInteger, Connection, delete, select
+from sqlalchemy import BigInteger, Connection, Double, cast, delete, func, literal, select
 
 from inventory_api.domain.model import Item
 from inventory_api.store import tables
 from shop_common.db.sql import Statement, in_rows, insert_into
+
+COUNTED_MAX = 100_000
 
 _withholdings = tables.stock_withholdings
 
@@ -21,6 +23,19 @@ def with_withholdings(tx: Connection, items: Sequence[Item]) -> list[Item]:
     return [
         replace(item, withholdings=tuple(sorted(by_item[item.id]))) if item.id in by_item else item for item in items
     ]
+
+
+def count_units(tx: Connection) -> float:
+    """Return how many units are withheld, for all reasons together. Reads at most COUNTED_MAX withholdings.
+
+    Run this with FORCE_INDEX_PLANS. Otherwise PostgreSQL would read the whole table if it has no statistics.
+    """
+    limit = literal(COUNTED_MAX, literal_execute=True)
+    # ORDER BY and LIMIT make the database stop after COUNTED_MAX entries of the primary key.
+    counted = select(_withholdings.c.quantity).order_by(_withholdings.c.item_id).limit(limit).subquery()
+    # As floats, because the sum of so many integers may overflow in SQLite.
+    units = tx.execute(select(func.sum(cast(counted.c.quantity, Double)))).scalar_one()
+    return float(units or 0)
 
 
 def save(tx: Connection, items: Sequence[Item]) -> None:
