@@ -306,13 +306,20 @@ class _Client:
         return operation(order.id, by_product), method, request, self._see_order
 
     def _returned(self, item: orders.OrderItem, count: int) -> orders.ReturnedUnits:
-        if self._chance.random() < 0.3:
+        chance = self._chance.random()
+        if chance < 0.3:
             return orders.ReturnedUnits(item_id=item.id, quantity=count, treatment=orders.RETURN_TREATMENT_DISCARD)
+        location = self._chance.choice(LOCATIONS)
+        if chance < 0.5:
+            return orders.ReturnedUnits(
+                item_id=item.id,
+                quantity=count,
+                treatment=orders.RETURN_TREATMENT_WITHHOLD,
+                location=location,
+                withholding_reason="damaged",
+            )
         return orders.ReturnedUnits(
-            item_id=item.id,
-            quantity=count,
-            treatment=orders.RETURN_TREATMENT_RESTOCK,
-            location=self._chance.choice(LOCATIONS),
+            item_id=item.id, quantity=count, treatment=orders.RETURN_TREATMENT_RESTOCK, location=location
         )
 
     def _change_lines(self, order: orders.Order) -> _Operation:

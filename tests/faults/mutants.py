@@ -40,6 +40,21 @@ CHANGE_WITHOUT_STOCK: Mutant = {"units-of-a-change": "pass"}
 TARGETS_AGAIN: Mutant = {"totals": "final = dict(effects[key].totals)"}
 """Each event of an order releases and ships again the units of the earlier events."""
 
+MOVEMENT_SKIPPED: Mutant = {
+    "movement": "last[item.id].revision > 1 or movements.append((_movement(change, last, now), change.cause))"
+}
+"""Changes of an item after its first ones are recorded by no movement."""
+
+MOVEMENT_TWICE: Mutant = {
+    "movement": "movements.extend((_movement(change, last, now), change.cause) for _ in range(2))"
+}
+"""Each change is recorded by two movements."""
+
+COUNTER_LEFT: Mutant = {
+    "item-counters": '.values({name: given.c[name] for name in _COUNTERS if name not in ("id", "quantity")})'
+}
+"""Movements are recorded, but the quantity of the item stays as it was."""
+
 DATABASE_CLOCK: Mutant = {
     # Not datetime.now, which reads the clock in C, so that test_clocks.py cannot shift it.
     "database-clock": "timestamp = datetime.fromtimestamp(__import__('time').time(), __import__('datetime').UTC)"

@@ -8,6 +8,8 @@ import pytest
 from devstack.kafka import Kafka
 from devstack.postgres import PostgresServer
 from devstack.stack import Databases
+from shop_protos.inventory.v1.maintenance_pb2 import VerifyStockRequest
+from shopctl.client import Shop
 from shopctl.system.layout import INVENTORY_API, ORDER_API, RELAY
 from tests.faults import mutants
 from tests.faults.build import BEFORE_PRODUCE, Build, Mutant, StoppableBuild
@@ -20,13 +22,16 @@ WORKERS = {name: {"WORKERS": "2"} for name in (INVENTORY_API, ORDER_API)}
 RESTART_SECONDS = 120
 ANSWERS, ANSWERS_SHORT = 600, 450
 ANSWERS_OF_PAGES = 150
+ANSWERS_OF_MOVEMENTS = 150
 DAMAGED_REST_SECONDS, DAMAGED_REST_SECONDS_SHORT = 20, 10
 """A mutant may never come to rest, which is a violation, too."""
 
 
-def violations(system: System, seed: int, is_short: bool, during: Callable[[], None] = lambda: None) -> list[str]:
+def violations(
+    system: System, seed: int, is_short: bool, during: Callable[[], None] = lambda: None, answers: int | None = None
+) -> list[str]:
     """Run clients, and `during` after half of their calls. Returns the violations that the checker finds."""
-    answers = ANSWERS_SHORT if is_short else ANSWERS
+    answers = answers or (ANSWERS_SHORT if is_short else ANSWERS)
     rest_seconds = DAMAGED_REST_SECONDS_SHORT if is_short else DAMAGED_REST_SECONDS
     recording = Recording(system, seed)
     with recording.clients.working():
@@ -130,3 +135,25 @@ def test_on_sqlite(
     with running(databases, small_broker, environment=build.environment, per_process=WORKERS) as system:
         found = violations(system, seed, is_short)
     assert any(expected in violation for violation in found), "\n".join(found) or "no violation was found"
+
+
+@pytest.mark.parametrize(
+    ("mutant", "expected"),
+    [
+        pytest.param(mutants.MOVEMENT_SKIPPED, "but its movements add up to", id="skipped"),
+        pytest.param(mutants.MOVEMENT_TWICE, "but its movements add up to", id="twice"),
+        pytest.param(mutants.COUNTER_LEFT, "but by its events it is", id="counter left"),
+    ],
+)
+def test_wrong_movements_are_found_by_verify_stock_too(
+    mutant: Mutant, expected: str, small_broker: Kafka, tmp_path: Path, seed: int, is_short: bool
+) -> None:
+    build = Build(tmp_path / "build", mutant)
+    databases = Databases.in_folder(tmp_path / "data")
+    with running(databases, small_broker, environment=build.environment, is_secured=False) as system:
+        found = violations(system, seed, is_short, answers=ANSWERS_OF_MOVEMENTS)
+        stack = system.stacks[0]
+        with Shop.connect(stack.inventory_address, stack.orders_address) as api:
+            verified = api.call(api.inventory_maintenance.VerifyStock, VerifyStockRequest())
+    assert any(expected in violation for violation in found), "\n".join(found) or "no violation was found"
+    assert verified.mismatches

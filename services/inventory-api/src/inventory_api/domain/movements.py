@@ -109,7 +109,7 @@ def movements_of(
             before = replace(item, withheld_quantity=item.withheld_quantity - change.withheld)
             upgrade = QuantityChange(before, MovementKind.ADJUSTED, missing, reason=UPGRADE)
             movements.append((_movement(upgrade, last, now), UNKNOWN_CAUSE))
-        movements.append((_movement(change, last, now), change.cause))
+        movements.append((_movement(change, last, now), change.cause))  # failpoint: movement
     return movements
 
 

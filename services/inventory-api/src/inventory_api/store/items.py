@@ -216,7 +216,7 @@ _delete = Statement(lambda given: delete_from(_items).where(in_rows(_items.c.id,
 _save = Statement(
     lambda given: (
         update(_items)
-        .values({name: given.c[name] for name in _COUNTERS if name != "id"})
+        .values({name: given.c[name] for name in _COUNTERS if name != "id"})  # failpoint: item-counters
         .where(*join_rows(_items.c.id, given.c.id))
     ),
     **_COUNTERS,
