@@ -24,6 +24,7 @@ from tests.faults.history import (
     CancelUnits,
     ChangeLines,
     ChangeStatus,
+    ChangeStock,
     CreateOrder,
     History,
     Order,
@@ -80,6 +81,7 @@ def check(history: History) -> list[str]:
     violations += _check_stock(history.snapshot, histories)
     violations += _check_returns(history.snapshot, histories)
     violations += _check_additions(index, history.snapshot, histories)
+    violations += _check_stock_changes(index, histories)
     outcomes = ChangeOutcomes(index, histories)
     violations += _check_reservations(index, history.snapshot, outcomes)
     violations += _check_orders(index, history.snapshot, histories, outcomes)
@@ -95,6 +97,7 @@ class CallIndex:
 
     def __init__(self, calls: Iterable[Call]) -> None:
         self.additions: dict[tuple[int, str], dict[int, Call]] = {}
+        self.stock_changes: dict[str, Call] = {}
         self.reservations: dict[str, Call] = {}
         self.releases: dict[str, list[Call]] = {}
         self.orders: dict[int, Call] = {}
@@ -105,6 +108,8 @@ class CallIndex:
             match call.operation:
                 case AddStock(product, location, units):
                     self.additions.setdefault((product, location), {})[units] = call
+                case ChangeStock():
+                    self.stock_changes[call.request_id] = call
                 case Reserve(order_id):
                     self.reservations[order_id] = call
                 case Release(reservation_id):
@@ -161,7 +166,8 @@ def _check_stock(snapshot: Snapshot, histories: EventHistories) -> Iterator[str]
             reserved[item_id] += units * (reservation.state in ACTIVE)
             shipped[item_id] += units * (reservation.state == "FULFILLED")
     for item in snapshot.items.values():
-        added = sum(histories.additions.get(item.id, ())) + histories.returned.get(item.id, 0)
+        added = sum(histories.additions.get(item.id, ()))
+        added += histories.returned.get(item.id, 0) + histories.changed.get(item.id, 0)
         if added != item.quantity + shipped[item.id]:
             yield f"item {item.id}: {added} units added, but {item.quantity} on hand and {shipped[item.id]} shipped"
         if item.reserved != reserved[item.id]:
@@ -191,6 +197,21 @@ def _check_additions(index: CallIndex, snapshot: Snapshot, histories: EventHisto
                 yield from _check_effects(call, additions[units])
                 if call.answers and call.answers[0] != item_ids.get(stock_key):
                     yield f"{call.operation} returned item {call.answers[0]}, but it is {item_ids.get(stock_key)}"
+
+
+def _check_stock_changes(index: CallIndex, histories: EventHistories) -> Iterator[str]:
+    """A change has all of its movements or none."""
+    for reference in index.stock_changes.keys() | histories.movements.keys():
+        call = index.stock_changes.get(reference)
+        effects = histories.movements.get(reference, [])
+        if call is None:
+            yield f"stock was changed without a call: {effects}"
+            continue
+        assert isinstance(call.operation, ChangeStock)
+        expected = [(call.operation.product, movement) for movement in call.operation.movements]
+        yield from _check_effects(call, len(effects) // len(expected))
+        if effects and sorted(effects) != sorted(expected):
+            yield f"{call.operation} had the effects {effects}"
 
 
 def _check_effects(call: Call, count: int) -> Iterator[str]:

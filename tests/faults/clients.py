@@ -1,4 +1,4 @@
-"""Clients that order, reserve, release and add stock, and record each call before they send it.
+"""Clients that order, reserve, release, add, move and withhold stock, and record each call before they send it.
 
 They use channels without gRPC's retries, so that each attempt is recorded. A call without a response is repeated with
 its request id, or abandoned. A call with a response is sometimes repeated, as by a client that lost the response. The
@@ -38,6 +38,7 @@ from tests.faults.history import (
     CancelUnits,
     ChangeLines,
     ChangeStatus,
+    ChangeStock,
     CreateOrder,
     Info,
     Operation,
@@ -102,7 +103,7 @@ class Clients:
         """Runs `count` clients until the block ends, the same number for each tenant. Then each finishes its current
         operation.
 
-        `weights` are the relative frequencies of orders, reservations and additions of stock.
+        `weights` are the relative frequencies of orders, of reservations, and of additions and changes of stock.
         """
         for location in LOCATIONS:
             self.add_stock(location, lambda: next(self._added))
@@ -222,8 +223,28 @@ class _Client:
         return 0
 
     def _restock(self) -> None:
+        if self._chance.random() < 0.4:
+            self._change_stock()
+            return
         # Each addition has another number of units, so that the checker can match calls with additions.
         self.add_stock(self._chance.choice(self._products), self._chance.choice(LOCATIONS), next(self._added))
+
+    def _change_stock(self) -> None:
+        """Move units to the other location, withhold them, or give them back."""
+        product, units = self._chance.choice(self._products), self._chance.randint(1, UNITS_MAX)
+        here, there = self._chance.sample(LOCATIONS, 2)
+        change = inventory.StockChange(product_id=product, location=here)
+        movements: tuple[tuple[str, int, int], ...]
+        if self._chance.random() < 0.5:
+            change.move.to_location, change.move.quantity = there, units
+            movements = (here, -units, 0), (there, units, 0)
+        else:
+            withheld = self._chance.choice((units, -units))
+            change.withheld.reason, change.withheld.quantity = "DAMAGED", withheld
+            movements = ((here, 0, withheld),)
+        request = inventory.BatchChangeStockRequest(changes=[change], atomic=True)
+        operation = ChangeStock(product, movements)
+        self._call(operation, self._inventory_api.BatchChangeStock, request, lambda a: a.results[0].item.id)
 
     def _reserve(self) -> None:
         keep = self._chance.random() < 0.2
@@ -316,7 +337,7 @@ class _Client:
                 quantity=count,
                 treatment=orders.RETURN_TREATMENT_WITHHOLD,
                 location=location,
-                withholding_reason="damaged",
+                withholding_reason="DAMAGED",
             )
         return orders.ReturnedUnits(
             item_id=item.id, quantity=count, treatment=orders.RETURN_TREATMENT_RESTOCK, location=location
@@ -436,6 +457,8 @@ def _by_product(units: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]
 def _mark(request: Any, request_id: str) -> None:
     """Write the id of the request into a field that the event of its effect contains."""
     match request:
+        case inventory.BatchChangeStockRequest():
+            request.changes[0].reference = request_id
         case orders.CreateShipmentRequest():
             request.tracking_number = request_id
         case orders.CancelOrderItemsRequest() | orders.CreateReturnRequest():

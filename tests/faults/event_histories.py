@@ -54,7 +54,8 @@ class EventHistories:
     """From first occurrences: statuses by order, states by reservation, units added by item, each in event order.
 
     `returned` are the returned units by item, which are not in `additions`. `restocked` are the returned units that the
-    orders have reported, by product and location.
+    orders have reported, by product and location. `changed` are the units that clients moved to an item, by item; if
+    negative, away from it. `movements` are the effects of these changes by reference: pairs of product and movement.
     """
 
     orders: dict[str, list[str]] = field(default_factory=dict)
@@ -63,6 +64,8 @@ class EventHistories:
     additions: dict[int, list[int]] = field(default_factory=dict)
     returned: dict[int, int] = field(default_factory=dict)
     restocked: Counter[tuple[int, str]] = field(default_factory=Counter)
+    changed: dict[int, int] = field(default_factory=dict)
+    movements: dict[str, list[tuple[int, tuple[str, int, int]]]] = field(default_factory=dict)
 
 
 def check_events(events: Iterable[Event], snapshot: Snapshot) -> tuple[EventHistories, list[str]]:
@@ -229,6 +232,9 @@ def _check_items(events: Sequence[Event], snapshot: Snapshot, histories: EventHi
         elif event.type == "STOCK_MOVED":
             item_id = event.data["item_id"]
             yield from counters.setdefault(item_id, ItemCounters(item_id)).move(event)
+            if reference := event.data.get("reference"):
+                movement = event.data["location"], event.data["quantity"], event.data.get("withheld", 0)
+                histories.movements.setdefault(reference, []).append((event.data["product_id"], movement))
         elif event.type in _RESERVATION_STATES:
             for item_id, units in allocations_of(event).items():
                 yield from counters.setdefault(item_id, ItemCounters(item_id)).apply(event, units)
@@ -242,10 +248,14 @@ def _check_counters(
 ) -> Iterator[str]:
     for item in snapshot.items.values():
         computed = counters.get(item.id, ItemCounters(item.id))
-        histories.additions[item.id] = list((Counter(computed.additions) - Counter(computed.returned)).elements())
+        came = Counter(computed.returned) + Counter(units for units in computed.changed if units > 0)
+        histories.additions[item.id] = list((Counter(computed.additions) - came).elements())
         histories.returned[item.id] = sum(computed.returned)
-        if Counter(computed.returned) - Counter(computed.additions):
-            yield f"item {item.id}: the returned units {computed.returned} were not all added"
+        histories.changed[item.id] = sum(computed.changed)
+        if came - Counter(computed.additions):
+            yield f"item {item.id}: the returned and moved units {dict(came)} were not all added"
+        if Counter(computed.removals) != Counter(-units for units in computed.changed if units < 0):
+            yield f"item {item.id}: {computed.removals} units were removed, but its movements are {computed.changed}"
         if (computed.quantity, computed.reserved, computed.version) != (item.quantity, item.reserved, item.version):
             yield f"item {item.id} is {item}, but by its events it is {computed}"
         if (computed.moved, computed.moved_out) != (item.quantity, computed.fulfilled):

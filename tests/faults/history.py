@@ -23,6 +23,17 @@ class AddStock:
 
 
 @dataclass(frozen=True)
+class ChangeStock:
+    """Move, withhold or give back units of a product. `movements` are the effects: (location, units, withheld units).
+
+    The reference of each movement is the request id.
+    """
+
+    product: int
+    movements: tuple[tuple[str, int, int], ...]
+
+
+@dataclass(frozen=True)
 class Reserve:
     """Reserve units under an order id that no other operation uses."""
 
@@ -98,7 +109,7 @@ class Read:
     kind: str
 
 
-Operation = AddStock | Reserve | Release | CreateOrder | ChangeStatus | UnitChange | Read
+Operation = AddStock | ChangeStock | Reserve | Release | CreateOrder | ChangeStatus | UnitChange | Read
 
 
 @dataclass(frozen=True)

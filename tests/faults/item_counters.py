@@ -32,6 +32,9 @@ class ItemCounters:
     """The units of the movements of the kind FULFILLED."""
     returned: list[int] = field(default_factory=list)
     """The units of each movement of the kind RETURNED."""
+    removals: list[int] = field(default_factory=list)
+    changed: list[int] = field(default_factory=list)
+    """The units of each movement with a reference, which a client requested. Negative if units were taken out."""
 
     def update(self, event: Event) -> Iterator[str]:
         """Apply a STOCK_UPDATED event. Yields violations."""
@@ -42,7 +45,7 @@ class ItemCounters:
         added = data["quantity"] - self.quantity
         self.withheld = data.get("withheld_quantity", 0)
         if added < 0:
-            yield f"item {self.item_id}: {-added} units were removed without an event"
+            self.removals.append(-added)
         elif added:
             self.additions.append(added)
         self.quantity, self.reserved, self.version = data["quantity"], data["reserved_quantity"], data["version"]
@@ -55,6 +58,8 @@ class ItemCounters:
             self.moved_out -= data["quantity"]
         if data["kind"] == "RETURNED":
             self.returned.append(data["quantity"])
+        if "reference" in data and data["quantity"]:
+            self.changed.append(data["quantity"])
         self.moved_withheld += data.get("withheld", 0)
         after = (data["revision"], data["quantity_after"], data.get("withheld_after", 0))
         if after != (self.revision + 1, self.moved, self.moved_withheld):

@@ -13,6 +13,7 @@ from tests.faults.history import (
     Attempt,
     Call,
     ChangeStatus,
+    ChangeStock,
     CreateOrder,
     Event,
     History,
@@ -197,6 +198,77 @@ def test_a_correct_history_with_withheld_units_passes() -> None:
 def test_a_violation_of_withheld_units_is_found(change: Callable[[History], History]) -> None:
     violations = check(change(withheld()))
     assert any(f"item {ITEM}" in violation for violation in violations), violations
+
+
+def moved() -> History:
+    """The correct history, and then one of the free units is moved to SOUTH, where two are received before."""
+    change = ChangeStock(PRODUCT, (("NORTH", -1, 0), ("SOUTH", 1, 0)))
+    history = with_call(call(change, Info("UNAVAILABLE"), Answer(ITEM)))(correct())
+    events = [
+        *history.events,
+        at_south(of_item(30, 2, 0, 1)),
+        at_south(of_movement(31, 1, "RECEIVED", 2, 2)),
+        of_item(32, 5, 3, 3),
+        of_change(of_movement(33, 3, "MOVED", -1, 5)),
+        at_south(of_item(34, 3, 0, 2)),
+        of_change(at_south(of_movement(35, 2, "MOVED", 1, 3))),
+    ]
+    history = with_call(call(AddStock(PRODUCT, "SOUTH", 2), Answer(ITEM + 1)))(replace(history, events=events))
+    items = {ITEM: Item(ITEM, PRODUCT, "NORTH", 5, 3, 3), ITEM + 1: Item(ITEM + 1, PRODUCT, "SOUTH", 3, 0, 2)}
+    return replace(history, snapshot=replace(history.snapshot, items=items))
+
+
+def at_south(one: Event) -> Event:
+    return replace(one, data={**one.data, "item_id": ITEM + 1, "location": "SOUTH"})
+
+
+def of_change(movement: Event) -> Event:
+    return replace(movement, data={"location": "NORTH", **movement.data, "reference": "request"})
+
+
+def without_reference(number: int) -> Callable[[History], History]:
+    def change(history: History) -> History:
+        events = list(history.events)
+        data = {name: value for name, value in events[number].data.items() if name != "reference"}
+        events[number] = replace(events[number], data=data)
+        return replace(history, events=events)
+
+    return change
+
+
+def test_a_correct_history_with_moved_units_passes() -> None:
+    assert check(moved()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        pytest.param(without_event(-1), "had the effects", id="only the first movement"),
+        pytest.param(without_reference(-1), "had the effects", id="another movement"),
+        pytest.param(
+            lambda history: replace(history, calls=[each for each in history.calls if not is_change(each)]),
+            "without a call",
+            id="no call",
+        ),
+        pytest.param(with_event(of_change(of_movement(36, 4, "MOVED", -1, 4))), "had the effects", id="again"),
+        pytest.param(without_event(-2), "were not all added", id="the other item is left"),
+        pytest.param(without_event(-4), "were removed", id="the item is left"),
+    ],
+)
+def test_a_violation_of_moved_units_is_found(change: Callable[[History], History], expected: str) -> None:
+    violations = check(change(moved()))
+    assert any(expected in violation for violation in violations), violations
+
+
+def test_a_refused_change_of_stock_has_no_effect() -> None:
+    refused = call(ChangeStock(PRODUCT, (("NORTH", -1, 0), ("SOUTH", 1, 0))), Refusal("INSUFFICIENT_STOCK"))
+    history = moved()
+    calls = [refused if is_change(each) else each for each in history.calls]
+    assert any("is refused" in violation for violation in check(replace(history, calls=calls)))
+
+
+def is_change(each: Call) -> bool:
+    return isinstance(each.operation, ChangeStock)
 
 
 def test_repeats_with_the_same_id_pass() -> None:
