@@ -103,7 +103,7 @@ class Clients:
         """Runs `count` clients until the block ends, the same number for each tenant. Then each finishes its current
         operation.
 
-        `weights` are the relative frequencies of orders, of reservations, and of additions and changes of stock.
+        `weights` are the relative frequencies of orders, reservations and additions of stock.
         """
         for location in LOCATIONS:
             self.add_stock(location, lambda: next(self._added))
@@ -191,12 +191,14 @@ class _Client:
         self._order_as_seen: Any = None
 
     def run_one(self, weights: tuple[int, int, int]) -> None:
-        """Run one operation, chosen by the weights, and sometimes read a page before."""
+        """Run one operation, chosen by the weights, and sometimes read a page or change stock before."""
         # The calls of an operation depend on the responses. So each operation has a new seed, which keeps the twins
         # together.
         self._chance = random.Random(f"{self._seed}-{next(self._operations)}")
         if self._chance.random() < 0.2:
             self._read()
+        if self._chance.random() < 0.15:
+            self._change_stock()
         (operation,) = self._chance.choices((self._order, self._reserve, self._restock), weights)
         operation()
 
@@ -223,9 +225,6 @@ class _Client:
         return 0
 
     def _restock(self) -> None:
-        if self._chance.random() < 0.4:
-            self._change_stock()
-            return
         # Each addition has another number of units, so that the checker can match calls with additions.
         self.add_stock(self._chance.choice(self._products), self._chance.choice(LOCATIONS), next(self._added))
 
