@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from tests.faults.event_histories import EventHistories, check_events, first_occurrences
 from tests.faults.history import (
     DEFECTS,
+    EXTENDED,
     AddStock,
     Call,
     CancelUnits,
@@ -334,7 +335,9 @@ def _check_reservations_of(
 
 def _check_status_changes(index: CallIndex, histories: EventHistories) -> Iterator[str]:
     for (order_id, status), calls in index.changes.items():
-        has_event = status in histories.orders.get(order_id, ())
+        has_event = (
+            order_id in histories.extended if status == EXTENDED else status in histories.orders.get(order_id, ())
+        )
         for call in calls:
             if call.fate == "done" and not has_event:
                 yield f"{call.operation} succeeded, but has no event: {histories.orders.get(order_id)}"
@@ -344,8 +347,14 @@ def _check_status_changes(index: CallIndex, histories: EventHistories) -> Iterat
         if any(call.fate != "refused" for call in index.unit_changes_of.get(order_id, ())):
             unchecked.add("SHIPPED")  # no unit is left to ship after the change
         for status in set(statuses) - unchecked:
-            if all(call.fate == "refused" for call in index.changes.get((order_id, status), ())):
-                yield f"order {order_id} became {status} without a call, or although all calls were refused"
+            yield from _check_has_call(index, order_id, status)
+    for order_id in histories.extended:
+        yield from _check_has_call(index, order_id, EXTENDED)
+
+
+def _check_has_call(index: CallIndex, order_id: str, status: str) -> Iterator[str]:
+    if all(call.fate == "refused" for call in index.changes.get((order_id, status), ())):
+        yield f"order {order_id} became {status} without a call, or although all calls were refused"
 
 
 def _check_unit_changes(index: CallIndex, histories: EventHistories) -> Iterator[str]:

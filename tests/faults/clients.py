@@ -31,6 +31,7 @@ from shop_protos.order.v1.order_pb2_grpc import OrderServiceStub
 from tests.faults.access import Access, Header
 from tests.faults.history import (
     DEFECTS,
+    EXTENDED,
     AddStock,
     Answer,
     Call,
@@ -299,6 +300,9 @@ class _Client:
                 return self._change_units(order, CancelUnits, self._order_api.CancelOrderItems, _open)
             case "return":
                 return self._change_units(order, ReturnUnits, self._order_api.CreateReturn, _with_buyer)
+            case "extend":
+                longer = orders.ExtendOrderRequest(id=order.id, ttl=Duration(seconds=self._held_seconds))
+                return ChangeStatus(order.id, EXTENDED), self._order_api.ExtendOrder, longer, self._see_order
         number = orders.OrderStatus.Value(f"ORDER_STATUS_{step}")
         request = orders.UpdateOrderStatusRequest(id=order.id, status=number)
         return ChangeStatus(order.id, step), self._order_api.UpdateOrderStatus, request, self._see_order
@@ -415,13 +419,15 @@ class _Client:
         return str(UUID(int=self._chance.getrandbits(128), version=4))
 
 
-# The steps of an order: statuses, and changes of some units. Those in one tuple are requested concurrently.
+# The steps of an order: statuses, extensions, and changes of some units. Those in one tuple are requested concurrently.
 _COURSES = (
     [("CONFIRMED",)],
     [("CONFIRMED",), ("PROCESSING",), ("SHIPPED",), ("DELIVERED",)],
     [("CONFIRMED",), ("PROCESSING",), ("SHIPPED",)],
     [("CONFIRMED",), ("PROCESSING",), ("SHIPPED", "CANCELLED")],
     [("CONFIRMED", "CANCELLED"), ("PROCESSING", "CANCELLED"), ("SHIPPED",)],
+    [("extend",), ("extend", "CONFIRMED"), ("extend", "PROCESSING"), ("CANCELLED",)],
+    [("extend", "change"), ("extend", "CANCELLED"), ("extend",)],
     [("CONFIRMED", "CONFIRMED"), ("SHIPPED",), ("PROCESSING", "PROCESSING"), ("SHIPPED", "SHIPPED"), ("CANCELLED",)],
     [("CANCELLED", "CANCELLED")],
     [("SHIPPED",), ("CONFIRMED",), ("CANCELLED",)],

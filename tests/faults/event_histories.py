@@ -53,12 +53,14 @@ _SPLIT = "STOCK_RESERVATION_CHANGED"
 class EventHistories:
     """From first occurrences: statuses by order, states by reservation, units added by item, each in event order.
 
+    `extended` are the orders whose stock was held for longer.
     `returned` are the returned units by item, which are not in `additions`. `restocked` are the returned units that the
     orders have reported, by product and location. `changed` are the units that clients moved to an item, by item; if
     negative, away from it. `movements` are the effects of these changes by reference: pairs of product and movement.
     """
 
     orders: dict[str, list[str]] = field(default_factory=dict)
+    extended: set[str] = field(default_factory=set)
     units: dict[str, OrderUnits] = field(default_factory=dict)
     reservations: dict[str, list[str]] = field(default_factory=dict)
     additions: dict[int, list[int]] = field(default_factory=dict)
@@ -121,6 +123,8 @@ def _check_orders(events: Sequence[Event], snapshot: Snapshot, histories: EventH
                 statuses.append(_ORDER_STATES[event.type])
             elif not statuses or statuses[-1] not in _UNIT_CHANGES.get(event.type, ()):
                 yield f"{name}: {event.type} follows {statuses}"
+            if event.type == "ORDER_EXTENDED":
+                histories.extended.add(order_id)
         yield from _check_changes(name, statuses, ORDER_CHANGES)
         yield from _check_numbers(name, of_order)
         histories.restocked.update(units.restocked)

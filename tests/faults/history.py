@@ -13,6 +13,10 @@ DEFAULT_TENANT = "default"
 """The tenant of all calls if identities are not checked."""
 
 
+EXTENDED = "EXTENDED"
+"""Stands for a status in ChangeStatus: the stock of the order is held for longer."""
+
+
 @dataclass(frozen=True)
 class AddStock:
     """Add units of a product at a location. No two operations of a history add the same number at the same location."""
@@ -59,7 +63,7 @@ class CreateOrder:
 
 @dataclass(frozen=True)
 class ChangeStatus:
-    """Change the status of an order, for example to SHIPPED."""
+    """Change the status of an order, for example to SHIPPED, or extend it."""
 
     order_id: str
     status: str

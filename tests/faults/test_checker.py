@@ -8,6 +8,7 @@ import pytest
 
 from tests.faults.checker import check, check_tenants
 from tests.faults.history import (
+    EXTENDED,
     AddStock,
     Answer,
     Attempt,
@@ -447,6 +448,14 @@ def test_a_confirmed_reservation_may_be_released() -> None:
             with_event(replace(of_order("CREATED", 9, 1), key="other-order")),
             "has the key other-order",
             id="key of an event",
+        ),
+        pytest.param(
+            with_call(call(ChangeStatus("order", EXTENDED), Answer("order"))),
+            "succeeded, but has no event",
+            id="acknowledged extension lost",
+        ),
+        pytest.param(
+            with_event(of_order("EXTENDED", 40, 5)), "became EXTENDED without a call", id="extended without a call"
         ),
     ],
 )
