@@ -20,7 +20,11 @@ import inventory_api.store.tables
 import order_api.api.consumer
 import order_api.migrations
 import order_api.store.tables
+from inventory_api.domain.commands import ItemFilter, StockChange
+from inventory_api.domain.errors import BelowReserved
 from inventory_api.domain.model import Line
+from inventory_api.domain.movements import MovementKind
+from inventory_api.domain.stock_changes import ChangedStock
 from inventory_api.operations.coalescing import Operations
 from order_api.domain.changes import ChangeResult
 from order_api.domain.commands import CancelAbandoned, CancelItems, ChangeLines, ChangeStatus, ReturnItems, ShipItems
@@ -271,6 +275,23 @@ class System:
         written = events_of(self.inventory.database, inventory_api.store.tables.outbox)
         deliver(self.orders, handlers, [each for each in written if each.type in handlers])
 
+    def deliver_everything(self) -> None:
+        """Deliver all events of both services, and then those that followed, each several times."""
+        for _ in range(2):
+            self.deliver_to_inventory(lambda events: events)
+            self.deliver_to_orders()
+        self.deliver_to_inventory(lambda events: events)
+
+    def count(self, product: int, units: int) -> ChangedStock | ShopError:
+        """Count these units where the order's units are, and release the reservations for which they do not suffice."""
+        filter_ = ItemFilter(self.inventory.caller.tenant, product_id=product)
+        (location,) = (
+            item.location for item in self.inventory.items_page(filter_, size=10).rows if item.reserved_quantity
+        )
+        count = StockChange(0, product, location, MovementKind.COUNTED, units, release_shortfall=True)
+        (outcome,) = self.inventory.change_stock(count)
+        return outcome
+
     def stock(self) -> dict[int, tuple[int, int, int]]:
         """Return the quantity, the reserved and the withheld quantity of each product."""
         items = inventory_api.store.tables.inventory_items
@@ -395,6 +416,57 @@ def test_any_history_of_an_order_leaves_its_stock_as_the_model_has_it(system: Sy
         system.inventory.check_consistency()
 
     check()
+
+
+@pytest.mark.parametrize("statuses", [(), (Status.CONFIRMED,), (Status.CONFIRMED, Status.PROCESSING)])
+def test_a_count_that_releases_some_stock_of_an_order_cancels_it_and_frees_the_rest(
+    system: System, statuses: tuple[Status, ...]
+) -> None:
+    order = system.create({1: 5, 2: 4})
+    for status in statuses:
+        system.change(order, status)
+
+    assert not isinstance(system.count(1, 3), ShopError)
+    system.deliver_everything()
+
+    assert system.load(order).status is Status.CANCELLED
+    assert system.load(order).status_reason == "its stock was released"
+    assert system.stock() == {1: (STOCK // 2 + 3, 0, 0), 2: (STOCK, 0, 0)}
+    system.inventory.check_consistency()
+
+
+def test_a_count_keeps_the_stock_of_an_order_that_has_shipped_units(system: System) -> None:
+    order = processing(system)
+    system.ship(order, {1: 2})
+    system.deliver_everything()
+
+    refused = system.count(1, 2)
+    system.deliver_everything()
+
+    assert isinstance(refused, BelowReserved)
+    assert (refused.metadata()["reserved"], system.load(order).status) == ("3", Status.PROCESSING)
+    assert system.stock() == {1: (STOCK - 2, 3, 0), 2: (STOCK, 4, 0)}
+
+
+def test_a_count_before_the_event_of_a_shipment_cancels_only_the_open_units(system: System) -> None:
+    order = processing(system)
+    system.ship(order, {1: 2})
+
+    # The inventory does not know of the shipment, so it releases all five units.
+    assert not isinstance(system.count(1, 2), ShopError)
+    system.deliver_everything()
+
+    assert system.load(order).status is Status.PROCESSING
+    assert [(each.shipped, each.cancelled) for each in system.load(order).items] == [(2, 3), (0, 0)]
+    assert system.stock() == {1: (STOCK // 2 + 2, 0, 0), 2: (STOCK, 4, 0)}
+
+
+def processing(system: System) -> Order:
+    """Return a new order in PROCESSING with five units of product 1 and four of product 2."""
+    order = system.create({1: 5, 2: 4})
+    for status in (Status.CONFIRMED, Status.PROCESSING):
+        system.change(order, status)
+    return order
 
 
 def some_of(random: Random, events: list[Event]) -> list[Event]:
