@@ -192,6 +192,20 @@ def test_an_event_that_changes_reservations_has_a_row_per_order(
     assert {actor for type_, actor in actors(database) if type_ == emitted} == {"user:a", "user:b"}
 
 
+def test_a_count_that_releases_reservations_names_its_caller(operations: Operations, database: Database) -> None:
+    shop, warehouse = CALLERS[:2]
+    inventory = InventoryDriver(database, operations, shop)
+    item = inventory.add_stock(1, 2, "A")
+    inventory.reserve(1, 2)
+    count = StockChange(0, 1, "A", MovementKind.COUNTED, 0, release_shortfall=True)
+
+    inventory.calling_as(warehouse).change_stock(count)
+
+    *_, changed = rows(database)
+    assert (changed[1], changed[3], changed[5]) == (warehouse.name, "BatchChangeStock", [str(item.id)])
+    assert ("STOCK_RELEASED", warehouse.name) in actors(database)
+
+
 def test_maintenance_has_a_row_for_each_transaction_that_changed_something(
     operations: Operations, database: Database
 ) -> None:
