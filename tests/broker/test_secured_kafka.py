@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import yaml
@@ -22,6 +23,8 @@ from devstack.stack import Databases, Options, Stack
 from shop_common.db.database import Database
 from shop_common.events.kafka_connection import KafkaConnection, KafkaUnreachable
 from shop_common.events.outbox import Outbox
+from shop_protos.inventory.v1 import inventory_pb2
+from shop_protos.order.v1 import order_pb2
 from shopctl.events.topics import TOPICS
 from shopctl.system.layout import INVENTORY_API, ORDER_API, RELAY
 from testkit.eventually import eventually
@@ -196,6 +199,28 @@ def test_operators_read_everything_and_redrive(broker: SecuredBroker, users: dic
     produce(users[RELAY].connection(broker.bootstrap), "order-events.dlq")
     redriven = shopctl(settings, "dlq redrive --topic order-events --all --json")
     assert redriven == {"topic": "order-events", "redriven": 1, "lost": 0}
+
+
+@pytest.mark.parametrize("topic", ["order-events", "inventory-events"])
+def test_an_api_redrives_dead_letters_with_its_rights(
+    shop: ShopDriver, broker: SecuredBroker, users: dict[str, Credentials], topic: str
+) -> None:
+    # The consumers skip an event of this type.
+    event = {"ce_id": str(uuid4()), "ce_type": "UNKNOWN", "ce_tenant": "default"}
+    broker.kafka.produce(f"{topic}.dlq", event["ce_id"], b"{}", event | {"dlq_reason": "FAILED"})
+    letter = shopctl(users[OPERATOR].settings(broker.bootstrap), f"dlq list --topic {topic} --waiting --json")
+    api: Any
+    pb: Any
+    api, pb = (shop.api.inventory, inventory_pb2) if topic == "order-events" else (shop.api.orders, order_pb2)
+    position = pb.DeadLetterPosition(partition=letter["partition"], offset=letter["offset"])
+    request = pb.RedriveDeadLettersRequest(letters=[position])
+
+    (redriven,) = shop.api.call(api.RedriveDeadLetters, request).letters
+    (repeated,) = shop.api.call(api.RedriveDeadLetters, request).letters
+
+    assert (redriven.outcome, redriven.event_id) == (pb.REDRIVE_OUTCOME_REDRIVEN, event["ce_id"])
+    assert repeated.outcome == pb.REDRIVE_OUTCOME_ALREADY_REDRIVEN
+    broker.kafka.consume(topic, lambda records: any(each.headers.get("ce_id") == event["ce_id"] for each in records))
 
 
 def test_a_rule_that_lets_a_stranger_write_is_listed(broker: SecuredBroker, users: dict[str, Credentials]) -> None:

@@ -5,6 +5,8 @@ from decimal import Decimal
 from pathlib import Path
 from uuid import uuid4
 
+from sqlalchemy import create_engine, text
+
 from shop_client.values import ItemUnits, NewItem, OrderStatus, ReturnedUnits, ReturnTreatment, StockChange
 from testkit.eventually import eventually
 from tests.console import views
@@ -273,6 +275,41 @@ def test_events_appear_while_the_viewer_looks_and_are_filtered_by_type_and_id(sy
         assert "STOCK_UPDATED" not in page.text()
         page.click(f"order {order.id[:8]}…")
         page.sees("2 of product 31 reserved")
+    assert page.errors() == []
+
+
+def test_a_dead_letter_is_redriven_when_its_cause_is_mended(system: System, page: Browser) -> None:
+    database = create_engine(system.stack.databases.inventory)
+    try:
+        with system.shop("mended") as shop:
+            shop.add_stock(33, 10)
+            order = shop.create_order(1, [NewItem(33, 4, Decimal(1))], "EUR")
+            with database.begin() as tx:
+                tx.execute(
+                    text(
+                        "CREATE TRIGGER broken BEFORE UPDATE ON stock_reservations WHEN NEW.tenant = 'mended' "
+                        "BEGIN SELECT RAISE(ABORT, 'the shelf is locked'); END"
+                    )
+                )
+            shop.update_order_status(order.id, OrderStatus.CANCELLED)
+            _sign_in(page, system.token("mended"))
+            page.open("/events")
+            page.sees("the shelf is locked")
+            page.sees("waiting")
+            assert shop.check_stock(33).available_quantity == 6
+            with database.begin() as tx:
+                tx.execute(text("DROP TRIGGER broken"))
+
+            page.act("Redrive", "Redrive this event of the type ORDER_CANCELLED")
+
+            page.sees("The event is on its way to its consumer")
+            page.sees("redriven")
+            eventually(lambda: shop.check_stock(33).available_quantity == 10)
+        with database.begin() as tx:
+            audited = tx.execute(text("SELECT caller, tenant FROM audit_log WHERE method = 'RedriveDeadLetters'")).all()
+        assert [tuple(row) for row in audited] == [("user:staff", "mended")]
+    finally:
+        database.dispose()
     assert page.errors() == []
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from testkit.eventually import eventually
 from tests.console import axe
 from tests.console.browser import DESKTOP, PHONE, Browser
 
@@ -21,8 +22,12 @@ def sizes(page: Browser) -> Iterator[int]:
 
 def check(page: Browser, name: str, width: int, folder: Path) -> None:
     """Check the open page, and store its picture in the folder, or in that of TEST_PICTURES."""
-    needed = page.driver.execute_script("return document.documentElement.scrollWidth")
-    assert needed <= width, name
+
+    def needed() -> int:
+        return int(page.driver.execute_script("return document.documentElement.scrollWidth"))
+
+    # A page may be wider for a moment, while it changes to the styles of the phone.
+    eventually(lambda: needed() <= width, 20, lambda: f"{name} needs {needed()} pixels of {width}")
     pictures = Path(os.environ.get(PICTURES_VARIABLE, folder))
     page.driver.save_screenshot(str(pictures / f"console-{name}-{width}.png"))
     if axe.script() is not None:

@@ -103,6 +103,8 @@ class Rows:
             "confirmed": True,
             "grace": DAY_SECONDS,
             "older_than": DAY_SECONDS,
+            "partition": 0,
+            "offset": 2**60,
             **dict.fromkeys(OMITTED),
         }
 

@@ -23,6 +23,8 @@ from shop_client import (
     Order,
     OrderLines,
     OrderStatus,
+    RedrivenLetter,
+    RedriveOutcome,
     ReservationState,
     ReturnedUnits,
     ReturnTreatment,
@@ -452,6 +454,13 @@ def test_a_user_is_erased_from_ended_orders(shop: Shop, product: int) -> None:
     assert [order.id for order in shop.list_orders(user_id=product)] == [other.id]
 
 
+def test_dead_letters_are_redriven_by_the_api_that_consumes_their_topic(shop: Shop) -> None:
+    for redrive in (shop.redrive_order_events, shop.redrive_inventory_events):
+        assert redrive([(0, 2**62), (99, 0)]) == [RedrivenLetter(RedriveOutcome.NOT_FOUND, "")] * 2
+        with pytest.raises(errors.InvalidInput):
+            redrive([])
+
+
 def test_the_asyncio_client_makes_the_same_calls(settings: Settings, product: int) -> None:
     async def use() -> None:
         async with AsyncShop(settings) as shop:
@@ -503,6 +512,8 @@ def test_the_asyncio_client_makes_the_same_calls(settings: Settings, product: in
             (other,) = await shop.batch_create_orders([NewOrder(product, (NewItem(product, 1, PRICE),), "EUR")])
             assert isinstance(other, Order)
             assert (await shop.erase_user(product)).erased_orders == 2
+            for redrive in (shop.redrive_order_events, shop.redrive_inventory_events):
+                assert [each.outcome for each in await redrive([(0, 2**62)])] == [RedriveOutcome.NOT_FOUND]
             assert (await shop.get_caller()).tenant == "default"
 
     asyncio.run(use())

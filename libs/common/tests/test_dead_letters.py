@@ -11,7 +11,8 @@ from sqlalchemy import MetaData, select
 from sqlalchemy.exc import IntegrityError
 
 from shop_common.db.database import Database
-from shop_common.events.dead_letters import Reason, dead_letter, one_line
+from shop_common.events.broker import Event
+from shop_common.events.dead_letters import Reason, dead_letter, one_line, redriven
 from shop_common.events.outbox import PAYLOAD_BYTES_MAX, Outbox, Record
 from shop_common.events.received import read
 
@@ -67,6 +68,29 @@ def test_what_the_message_says_of_its_own_encoding_is_not_believed() -> None:
     assert "dlq_encoding" not in headers
     assert "dlq_truncated" not in headers
     assert (headers["dlq_offset"], headers["more"]) == ("7", "1")
+
+
+def test_of_a_repeated_header_the_first_value_is_kept_which_its_consumers_use() -> None:
+    headers: Headers = [("ce_tenant", b"acme"), ("ce_tenant", b"other")]
+
+    assert orjson.loads(letter_of(b"{}", headers=headers).headers or "")["ce_tenant"] == "acme"
+
+
+def test_an_event_keeps_the_tenant_of_its_letter_or_is_not_redriven() -> None:
+    filling = tuple((f"h{n}", b"x" * 2_000) for n in range(5))
+    tenant = (("ce_tenant", b"acme"),)
+
+    first = redriven(stored((*tenant, ("ce_tenant", b"other"), *filling)), "facts")
+    dropped = redriven(stored((*filling, *tenant)), "facts")
+
+    assert first is not None
+    assert orjson.loads(first.headers or "")["ce_tenant"] == "acme"
+    assert dropped is None
+
+
+def stored(headers: tuple[tuple[str, bytes], ...]) -> Event:
+    """A letter with these headers, as it is in its topic."""
+    return Event("facts.dlq", 0, 7, NOW, b"k", headers, b"{}")
 
 
 def test_one_that_is_set_aside_twice_keeps_its_id_though_it_never_had_a_good_one() -> None:

@@ -13,9 +13,9 @@ from devstack import kafka as brokers
 from devstack.kafka import Kafka, Record
 from devstack.process import Process
 from libs.common.tests.test_any_message import BAD, STILL_GOOD
+from shop_common.events.broker import Commit
+from shop_common.events.dead_letter_topic import Redriven
 from shopctl.__main__ import main
-from shopctl.events.dead_letters import Redriven
-from shopctl.events.topics import Commit
 from testkit.foreign import Foreign, send
 
 ID = "01930d4a-5f20-7c61-9e0b-3d2f6f1b7a01"

@@ -38,6 +38,7 @@ from shop_client.values import (
     OrderLines,
     OrderStatus,
     PastItem,
+    RedrivenLetter,
     Reservation,
     ReservationState,
     ReturnedUnits,
@@ -426,6 +427,16 @@ class AsyncShop:
 
     async def erase_user(self, user_id: int, *, timeout_seconds: float | None = None) -> ErasedUser:
         return await self._run(calls.erase_user(user_id), timeout_seconds)
+
+    async def redrive_order_events(
+        self, letters: Iterable[tuple[int, int]], *, timeout_seconds: float | None = None
+    ) -> list[RedrivenLetter]:
+        return await self._run(calls.redrive_order_events(letters), timeout_seconds)
+
+    async def redrive_inventory_events(
+        self, letters: Iterable[tuple[int, int]], *, timeout_seconds: float | None = None
+    ) -> list[RedrivenLetter]:
+        return await self._run(calls.redrive_inventory_events(letters), timeout_seconds)
 
     async def get_caller(self, *, timeout_seconds: float | None = None) -> Caller:
         return await self._run(calls.get_caller(), timeout_seconds)

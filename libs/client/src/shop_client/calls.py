@@ -35,6 +35,7 @@ from shop_client.values import (
     OrderLines,
     OrderStatus,
     PastItem,
+    RedrivenLetter,
     Reservation,
     ReservationState,
     ReturnedUnits,
@@ -184,6 +185,8 @@ REINSTATE_ORDER = _method(_ORDERS, "ReinstateOrder")
 LIST_ORDERS = _method(_ORDERS, "ListOrders")
 ERASE_USER = _method(_ORDERS, "EraseUser")
 GET_CALLER = _method(_ORDERS, "GetCaller")
+REDRIVE_ORDER_EVENTS = _method(_INVENTORY, "RedriveDeadLetters")
+REDRIVE_INVENTORY_EVENTS = _method(_ORDERS, "RedriveDeadLetters")
 
 _RESERVE = BatchMethod(BATCH_RESERVE_STOCK, "orders")
 _RELEASE = BatchMethod(BATCH_RELEASE_STOCK, "requests")
@@ -502,6 +505,18 @@ def erase_user(user_id: int) -> Call[ErasedUser]:
 
 def get_caller() -> Call[Caller]:
     return Call(GET_CALLER, orders.GetCallerRequest(), convert.caller)
+
+
+def redrive_order_events(letters: Iterable[tuple[int, int]]) -> Call[list[RedrivenLetter]]:
+    positions = [inventory.DeadLetterPosition(partition=number, offset=offset) for number, offset in letters]
+    request = inventory.RedriveDeadLettersRequest(letters=positions)
+    return Call(REDRIVE_ORDER_EVENTS, request, convert.redriven_letters)
+
+
+def redrive_inventory_events(letters: Iterable[tuple[int, int]]) -> Call[list[RedrivenLetter]]:
+    positions = [orders.DeadLetterPosition(partition=number, offset=offset) for number, offset in letters]
+    request = orders.RedriveDeadLettersRequest(letters=positions)
+    return Call(REDRIVE_INVENTORY_EVENTS, request, convert.redriven_letters)
 
 
 def _units(items: Sequence[ItemUnits]) -> list[orders.ItemUnits]:

@@ -28,6 +28,8 @@ from shop_client.values import (
     OrderItem,
     OrderStatus,
     PastItem,
+    RedrivenLetter,
+    RedriveOutcome,
     Reservation,
     ReservationState,
     Return,
@@ -70,6 +72,11 @@ _CHARGE_KINDS = {
     number: ChargeKind(name.removeprefix("CHARGE_KIND_")) for name, number in orders.ChargeKind.items() if number
 }
 _CHARGE_KIND_NUMBERS = {kind: number for number, kind in _CHARGE_KINDS.items()}
+_REDRIVE_OUTCOMES: dict[int, RedriveOutcome] = {
+    number: RedriveOutcome(name.removeprefix("REDRIVE_OUTCOME_"))
+    for name, number in inventory.RedriveOutcome.items()  # those of order-api have the same numbers
+    if number
+}
 
 
 def item(message: inventory.InventoryItem) -> Item:
@@ -310,6 +317,15 @@ def money(amount: Decimal, currency: str) -> Money:
         raise ValueError(f"an amount has at most nine decimals: {amount}")
     units, nanos = divmod(nanos, _NANOS)
     return Money(currency_code=currency, units=-units if sign else units, nanos=-nanos if sign else nanos)
+
+
+def redriven_letters(
+    message: inventory.RedriveDeadLettersResponse | orders.RedriveDeadLettersResponse,
+) -> list[RedrivenLetter]:
+    return [
+        RedrivenLetter(_REDRIVE_OUTCOMES.get(each.outcome, RedriveOutcome.UNKNOWN), each.event_id)
+        for each in message.letters
+    ]
 
 
 def erased_user(message: orders.EraseUserResponse) -> ErasedUser:

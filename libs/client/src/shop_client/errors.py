@@ -47,6 +47,7 @@ ShopError
 │   └── AnswerTooLarge                            ANSWER_TOO_LARGE
 ├── Unavailable              UNAVAILABLE
 │   ├── DatabaseUnavailable                       DATABASE_UNAVAILABLE
+│   ├── BrokerUnavailable                         BROKER_UNAVAILABLE
 │   ├── InventoryUnavailable                      INVENTORY_UNAVAILABLE
 │   ├── KeySetUnavailable                         KEY_SET_UNAVAILABLE
 │   └── ApiKeysUnavailable                        API_KEYS_UNAVAILABLE
@@ -483,6 +484,12 @@ class DatabaseUnavailable(Unavailable):
     """The server's database did not respond."""
 
     REASON = "DATABASE_UNAVAILABLE"
+
+
+class BrokerUnavailable(Unavailable):
+    """Kafka did not respond to the server, or refused its request."""
+
+    REASON = "BROKER_UNAVAILABLE"
 
 
 class InventoryUnavailable(Unavailable):

@@ -37,6 +37,7 @@ from shop_client.values import (
     OrderLines,
     OrderStatus,
     PastItem,
+    RedrivenLetter,
     Reservation,
     ReservationState,
     ReturnedUnits,
@@ -529,6 +530,22 @@ class Shop:
     def erase_user(self, user_id: int, *, timeout_seconds: float | None = None) -> ErasedUser:
         """Erase a user from the user's orders that are SHIPPED, DELIVERED or CANCELLED, at most 1,000 in one call."""
         return self._run(calls.erase_user(user_id), timeout_seconds)
+
+    def redrive_order_events(
+        self, letters: Iterable[tuple[int, int]], *, timeout_seconds: float | None = None
+    ) -> list[RedrivenLetter]:
+        """Send dead letters of `order-events.dlq` to `order-events` again, 1 to 20 in one call.
+
+        `letters` are positions in the dead-letter topic: pairs of partition and offset. Returns one result per letter,
+        in order. Needs the permission admin. Raises BrokerUnavailable.
+        """
+        return self._run(calls.redrive_order_events(letters), timeout_seconds)
+
+    def redrive_inventory_events(
+        self, letters: Iterable[tuple[int, int]], *, timeout_seconds: float | None = None
+    ) -> list[RedrivenLetter]:
+        """Send dead letters of `inventory-events.dlq` to `inventory-events` again, like `redrive_order_events`."""
+        return self._run(calls.redrive_inventory_events(letters), timeout_seconds)
 
     def get_caller(self, *, timeout_seconds: float | None = None) -> Caller:
         """Return whose credentials this client uses, as order-api sees them."""

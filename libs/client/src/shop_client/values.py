@@ -56,6 +56,21 @@ class ReturnTreatment(StrEnum):
     UNKNOWN = "UNKNOWN"
 
 
+class RedriveOutcome(StrEnum):
+    """What became of a dead letter. UNKNOWN is an outcome of a newer server."""
+
+    REDRIVEN = "REDRIVEN"
+    """The event is on its way to its topic. If it cannot be handled again, it becomes a new dead letter."""
+    ALREADY_REDRIVEN = "ALREADY_REDRIVEN"
+    """The letter was redriven before, and was not sent again."""
+    NOT_FOUND = "NOT_FOUND"
+    """There is no such letter in the caller's tenant."""
+    NOT_REDRIVABLE = "NOT_REDRIVABLE"
+    """Only the command `dlq redrive` can redrive the letter: it has only a part of the event, or is not text, or too
+    many letters of its partition were redriven one by one."""
+    UNKNOWN = "UNKNOWN"
+
+
 class ChargeKind(StrEnum):
     """Why a charge adds to the total of an order. A DISCOUNT reduces the total. UNKNOWN is a kind of a newer server."""
 
@@ -443,3 +458,11 @@ class ErasedUser:
     """Whether more orders can be erased now. If so, call again."""
     has_open_orders: bool
     """Whether the user still has orders that are PENDING, CONFIRMED or PROCESSING. They were not erased."""
+
+
+@dataclass(frozen=True, slots=True)
+class RedrivenLetter:
+    """What became of a dead letter, and the id of its event; empty if there is no such letter."""
+
+    outcome: RedriveOutcome
+    event_id: str

@@ -17,6 +17,7 @@ ShopError
     DatabaseUnavailable
       DatabaseNeedsRepair
       TransactionTimeout
+    BrokerUnavailable
 
 Only `shop_common.rpc.status` maps these kinds to gRPC statuses. The error classes do not depend on gRPC. Each service
 defines its domain errors as subclasses of a kind. Each concrete error has a stable `reason`, on which callers may
@@ -143,6 +144,12 @@ class DatabaseNeedsRepair(DatabaseUnavailable):
 
 class TransactionTimeout(DatabaseUnavailable):
     """The database cancelled the transaction because it took too long, and rolled it back."""
+
+
+class BrokerUnavailable(Unavailable):
+    """Kafka did not respond, or refused the request."""
+
+    reason = "BROKER_UNAVAILABLE"
 
 
 class LockTimeout(Contention):

@@ -18,6 +18,7 @@ from shop_common.db.database import Database
 from shop_common.db.schema import SchemaError
 from shop_common.environment.settings import help_text, load
 from shop_common.events.consumer import Consumer
+from shop_common.events.redrive import Redriving
 from shop_common.identity.api_key_set import ApiKeySet
 from shop_common.identity.process_identity import Identity
 from shop_common.process import lifecycle
@@ -60,6 +61,9 @@ def serve(settings: InventorySettings) -> None:
         ttl_seconds=settings.reservation_ttl,
         on_fatal=lifecycle.fatal,
         audit_log=audit_log,
+        redriving=Redriving(
+            settings.kafka, consumer.TOPIC, database=database, outbox=tables.outbox, audit_log=audit_log
+        ),
         withholding=settings.withholding_enabled,
     )
     fetched_keys, api_keys = None, None

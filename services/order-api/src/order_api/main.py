@@ -19,6 +19,7 @@ from shop_common.db.database import Database
 from shop_common.db.schema import SchemaError
 from shop_common.environment.settings import help_text, load
 from shop_common.events.consumer import Consumer
+from shop_common.events.redrive import Redriving
 from shop_common.identity.api_key_set import ApiKeySet
 from shop_common.identity.process_identity import Identity
 from shop_common.process import lifecycle
@@ -67,6 +68,9 @@ def serve(settings: OrderSettings) -> None:
         stock,
         on_fatal=lifecycle.fatal,
         audit_log=audit_log,
+        redriving=Redriving(
+            settings.kafka, consumer.TOPIC, database=database, outbox=tables.outbox, audit_log=audit_log
+        ),
         partial_changes=settings.partial_changes_enabled,
     )
     stored_keys = StoredApiKeys(database)

@@ -1,4 +1,4 @@
-"""Converts a message that cannot be handled into a dead letter for `<topic>.dlq`. A dead letter can be redriven.
+"""Converts a message that cannot be handled into a dead letter for `<topic>.dlq`, and a dead letter into its event.
 
 A dead letter is a row of the outbox, so it reaches Kafka as reliably as an event. It has the value, headers and id of
 the message. If a message is set aside twice, both dead letters have the same id. Bytes in a header's value that are not
@@ -22,8 +22,10 @@ from uuid import NAMESPACE_URL, UUID, uuid5
 import orjson
 from sqlalchemy.exc import StatementError
 
-from shop_common.events.outbox import PAYLOAD_BYTES_MAX, Record, shard_of
+from shop_common.events.broker import Event
+from shop_common.events.outbox import PAYLOAD_BYTES_MAX, TENANT_HEADER, Record, shard_of
 from shop_common.events.received import Received
+from shop_common.identity import tenant
 from shop_common.telemetry import tracing
 
 SUFFIX = ".dlq"
@@ -73,6 +75,32 @@ def dead_letter(message: Received, reason: Reason, error: BaseException, *, cons
     )
 
 
+def redriven(letter: Event, topic: str) -> Record | None:
+    """Return the original event of a dead letter, as a row of the outbox for its original topic.
+
+    Its `created_at` is the time of the letter. Returns None if the letter has only a part of the value, or if the value
+    is not text, or if the event would have another tenant than the letter. The letter may have any bytes.
+    """
+    payload = _original_payload(letter)
+    if payload is None:
+        return None
+    key = _text(letter.key or b"")[:KEY_LENGTH_MAX]
+    headers = _headers(letter)
+    if (headers.get(TENANT_HEADER) or tenant.DEFAULT) != letter.tenant:
+        return None  # further headers were dropped, and this is one of them
+    return Record(
+        shard=shard_of(key),
+        event_id=_uuid(headers.get("ce_id", ""), f"{letter.topic}/{letter.partition}/{letter.offset}"),
+        topic=topic,
+        key=key,
+        type=headers.get("ce_type", ""),
+        payload=payload,
+        headers=orjson.dumps(headers).decode(),
+        traceparent=tracing.traceparent_in(letter.headers),
+        created_at=letter.time,
+    )
+
+
 def one_line(error: BaseException) -> str:
     """Return the error in one line, without SQL and without parameters."""
     # The text of a SQLAlchemy error contains the statement and its parameters.
@@ -81,8 +109,21 @@ def one_line(error: BaseException) -> str:
     return _text(f"{type(cause).__name__}: {lines[0]}".encode(errors="replace"))[:ERROR_LENGTH_MAX]
 
 
-def _headers(message: Received) -> dict[str, str]:
-    kept = {}
+def _original_payload(letter: Event) -> str | None:
+    if letter.header("dlq_truncated"):
+        return None
+    value = letter.value
+    try:
+        if letter.header("dlq_encoding") == "base64":
+            value = base64.b64decode(value, validate=True)
+        payload = value.decode()
+    except ValueError:
+        return None
+    return payload if "\x00" not in payload and len(value) <= PAYLOAD_BYTES_MAX else None
+
+
+def _headers(message: Received | Event) -> dict[str, str]:
+    kept: dict[str, str] = {}
     room = HEADERS_LENGTH_MAX
     for name, value in message.headers or ():
         if name.startswith(HEADER_PREFIX):
@@ -91,7 +132,8 @@ def _headers(message: Received) -> dict[str, str]:
         room -= len(name) + len(text)
         if room < 0:
             break
-        kept[_text(name.encode())] = text
+        # Consumers use the first value of a header.
+        kept.setdefault(_text(name.encode()), text)
     return kept
 
 

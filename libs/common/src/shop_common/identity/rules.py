@@ -18,7 +18,7 @@ PERMISSIONS: Mapping[str, str] = {
     "orders.write": "create the caller's own orders and change their status",
     ORDERS_ANY: "with orders.read or orders.write: the orders of every user",
     DELEGATE: "act for the tenants and users that a call names; for order-api",
-    "admin": "create, list and revoke API keys; erase users",
+    "admin": "create, list and revoke API keys; erase users; redrive dead letters",
     "keys.read": "read the digests of API keys; for inventory-api",
     "maintenance": "expire reservations, cancel abandoned orders, purge history, verify stock; for reservation-reaper",
 }

@@ -20,10 +20,12 @@ from itertools import islice
 from confluent_kafka import Producer
 from rich.table import Column
 
+from shop_common.events.broker import Broker, Event, text
+from shop_common.events.dead_letter_topic import GROUP
 from shop_common.events.dead_letters import SUFFIX
 from shopctl.events.connection import add_broker, connection
-from shopctl.events.dead_letters import GROUP, DeadLetters, new_producer
-from shopctl.events.topics import TOPICS, Broker, Event, text
+from shopctl.events.dead_letters import DeadLetters, new_producer
+from shopctl.events.topics import TOPICS
 from shopctl.terminal.failures import CommandFailed
 from shopctl.terminal.output import add_json, console, print_json, print_table, time_of, timestamp, whole
 

@@ -13,8 +13,8 @@ from datetime import UTC, datetime
 
 from rich.text import Text
 
+from shop_common.events.broker import Broker, Event, text
 from shopctl.events.connection import add_broker, connection
-from shopctl.events.topics import Broker, Event, text
 from shopctl.terminal.failures import CommandFailed
 from shopctl.terminal.output import add_json, console, printable, time_of, timestamp
 

@@ -1,8 +1,8 @@
 """Create the access rules (ACLs) that are missing on the broker: which client may write or read which topic.
 
   event-relay     writes all four topics
-  inventory-api   reads order-events, in the group inventory-api
-  order-api       reads inventory-events, in the group order-api
+  inventory-api   reads order-events, in the group inventory-api, and order-events.dlq, to redrive letters
+  order-api       reads inventory-events, in the group order-api, and inventory-events.dlq, to redrive letters
   operator        reads all four topics and the offsets of the groups; writes the two event topics, to redrive letters
 
 A principal is the broker's name for a client: User: and its login, or User: and the subject of its certificate, such as
@@ -25,10 +25,11 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
+from shop_common.events import dead_letter_topic
+from shop_common.events.broker import READ_GROUP, REQUEST_SECONDS
 from shop_common.events.dead_letters import SUFFIX
-from shopctl.events import dead_letters
 from shopctl.events.connection import add_broker, connection
-from shopctl.events.topics import READ_GROUP, READERS, REQUEST_SECONDS, TOPICS
+from shopctl.events.topics import READERS, TOPICS
 from shopctl.system.layout import INVENTORY_API, ORDER_API, RELAY
 from shopctl.terminal.output import add_json, print_json, print_table
 
@@ -92,11 +93,14 @@ def required(principals: Principals) -> Iterator[AclBinding]:
         yield _allow(readers[reader], AclOperation.READ, topic, name)
         # The consumer group has the name of the service.
         yield _allow(readers[reader], AclOperation.READ, group, reader)
+        # RedriveDeadLetters reads the letters, and commits to this group which of them were redriven.
+        yield _allow(readers[reader], AclOperation.READ, topic, name + SUFFIX)
+        yield _allow(readers[reader], AclOperation.READ, group, dead_letter_topic.GROUP)
     for name in TOPICS:
         yield _allow(principals.operator, AclOperation.READ, topic, name)
         if not name.endswith(SUFFIX):
             yield _allow(principals.operator, AclOperation.WRITE, topic, name)
-    yield _allow(principals.operator, AclOperation.READ, group, dead_letters.GROUP)
+    yield _allow(principals.operator, AclOperation.READ, group, dead_letter_topic.GROUP)
     for name in (*READERS.values(), READ_GROUP):
         yield _allow(principals.operator, AclOperation.DESCRIBE, group, name)
 

@@ -11,9 +11,10 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from shop_common.events.broker import REQUEST_SECONDS, Broker
 from shop_common.events.kafka_connection import KafkaConnection
 from shopctl.events.connection import add_broker, connection
-from shopctl.events.topics import PARTITIONS, REQUEST_SECONDS, TOPICS, Broker
+from shopctl.events.topics import PARTITIONS, TOPICS
 from shopctl.terminal.output import add_json, number, print_json, print_table
 
 _BROKERS_DEFAULT = -1

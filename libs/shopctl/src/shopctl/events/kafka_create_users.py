@@ -21,8 +21,8 @@ from confluent_kafka.admin import (
 )
 
 from shop_common.environment.files import FileUnusable, value_in
+from shop_common.events.broker import REQUEST_SECONDS
 from shopctl.events.connection import add_broker, connection
-from shopctl.events.topics import REQUEST_SECONDS
 from shopctl.terminal.failures import CommandFailed
 from shopctl.terminal.output import add_json, print_json, print_table
 

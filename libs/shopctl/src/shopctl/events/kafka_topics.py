@@ -2,8 +2,8 @@
 
 import argparse
 
+from shop_common.events.broker import Broker, count
 from shopctl.events.connection import add_broker, connection
-from shopctl.events.topics import Broker, count
 from shopctl.terminal.output import add_json, number, print_json, print_table
 
 

@@ -46,6 +46,7 @@ class SmokeTest:
         self._an_order_is_changed()
         self._a_user_is_erased()
         self._the_caller_is_known()
+        self._a_missing_dead_letter_is_not_found()
         self._an_api_key_is_revoked()
         self._maintenance()
 
@@ -392,6 +393,20 @@ class SmokeTest:
     def _the_caller_is_known(self) -> None:
         self._reporter.heading("order-api knows its caller")
         self._reporter.call(self._orders.GetCaller, orders.GetCallerRequest())
+
+    def _a_missing_dead_letter_is_not_found(self) -> None:
+        reporter = self._reporter
+        reporter.heading("A dead letter that does not exist is not redriven")
+        reporter.call(
+            self._inventory.RedriveDeadLetters,
+            stock.RedriveDeadLettersRequest(letters=[stock.DeadLetterPosition(offset=2**63 - 1)]),
+            letters__outcome=[stock.REDRIVE_OUTCOME_NOT_FOUND],
+        )
+        reporter.call(
+            self._orders.RedriveDeadLetters,
+            orders.RedriveDeadLettersRequest(letters=[orders.DeadLetterPosition(offset=2**63 - 1)]),
+            letters__outcome=[orders.REDRIVE_OUTCOME_NOT_FOUND],
+        )
 
     def _an_api_key_is_revoked(self) -> None:
         reporter, stub = self._reporter, self._reporter.shop.api_keys

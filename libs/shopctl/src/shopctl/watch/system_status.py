@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
+from shop_common.events.broker import Broker
+from shop_common.events.dead_letter_topic import GROUP, DeadLetterTopic
 from shop_common.events.dead_letters import SUFFIX
 from shop_common.events.kafka_connection import KafkaConnection
 from shopctl.events.connection import connection
-from shopctl.events.dead_letters import GROUP, DeadLetters
-from shopctl.events.topics import READERS, TOPICS, Broker
+from shopctl.events.topics import READERS, TOPICS
 from shopctl.system import target
 from shopctl.system.process_state import state_of
 from shopctl.system.runfile import RunFile
@@ -170,4 +171,4 @@ def _lags(kafka: KafkaConnection) -> list[Lag]:
 
 def _dead_letters(kafka: KafkaConnection) -> dict[str, int]:
     with Broker(kafka, GROUP) as broker:
-        return {topic: DeadLetters(broker, topic).waiting() for topic in TOPICS if topic.endswith(SUFFIX)}
+        return {topic: DeadLetterTopic(broker, topic).waiting() for topic in TOPICS if topic.endswith(SUFFIX)}

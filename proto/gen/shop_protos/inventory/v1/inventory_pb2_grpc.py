@@ -159,6 +159,11 @@ class InventoryServiceStub:
                 request_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ListReservationsRequest.SerializeToString,
                 response_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ListReservationsResponse.FromString,
                 _registered_method=True)
+        self.RedriveDeadLetters = channel.unary_unary(
+                '/shop.inventory.v1.InventoryService/RedriveDeadLetters',
+                request_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.RedriveDeadLettersRequest.SerializeToString,
+                response_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.RedriveDeadLettersResponse.FromString,
+                _registered_method=True)
 
 
 class InventoryServiceServicer:
@@ -477,6 +482,22 @@ class InventoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RedriveDeadLetters(self, request, context):
+        """Sends dead letters of `order-events.dlq` to `order-events` again, events that inventory-api could not handle. Call it
+        when the cause is mended. Only the positions come from the caller: inventory-api reads the letters from the topic, and
+        writes their events to its outbox, from which event-relay sends them. An event keeps its key, its `ce_id` and its
+        `ce_sequence`, so consumers recognize it as a repeat that may come after newer events.
+
+        The letters are redriven independently of each other. Letters of other tenants do not exist for the caller. A letter
+        that was redriven before is not sent again. Repeatable. After a crash, a repeat may send an event twice, which has no
+        second effect.
+        UNAVAILABLE BROKER_UNAVAILABLE: Kafka did not respond, or does not let inventory-api read the topic. Nothing was done.
+        Emits the events of the letters again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InventoryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -574,6 +595,11 @@ def add_InventoryServiceServicer_to_server(servicer, server):
                     servicer.ListReservations,
                     request_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ListReservationsRequest.FromString,
                     response_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.ListReservationsResponse.SerializeToString,
+            ),
+            'RedriveDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.RedriveDeadLetters,
+                    request_deserializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.RedriveDeadLettersRequest.FromString,
+                    response_serializer=shop_dot_inventory_dot_v1_dot_inventory__pb2.RedriveDeadLettersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1119,6 +1145,33 @@ class InventoryService:
             '/shop.inventory.v1.InventoryService/ListReservations',
             shop_dot_inventory_dot_v1_dot_inventory__pb2.ListReservationsRequest.SerializeToString,
             shop_dot_inventory_dot_v1_dot_inventory__pb2.ListReservationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RedriveDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shop.inventory.v1.InventoryService/RedriveDeadLetters',
+            shop_dot_inventory_dot_v1_dot_inventory__pb2.RedriveDeadLettersRequest.SerializeToString,
+            shop_dot_inventory_dot_v1_dot_inventory__pb2.RedriveDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,

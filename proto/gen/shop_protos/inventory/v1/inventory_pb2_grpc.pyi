@@ -253,6 +253,18 @@ class InventoryServiceStub:
     matches appears once. A page can have fewer reservations than requested, or none, although there is a next page. A
     page reads at most 5,000 reservations. It has at most 5,000 allocations, unless its only reservation has more.
     """
+    RedriveDeadLetters: _grpc.UnaryUnaryMultiCallable[_inventory_pb2.RedriveDeadLettersRequest, _inventory_pb2.RedriveDeadLettersResponse]
+    """Sends dead letters of `order-events.dlq` to `order-events` again, events that inventory-api could not handle. Call it
+    when the cause is mended. Only the positions come from the caller: inventory-api reads the letters from the topic, and
+    writes their events to its outbox, from which event-relay sends them. An event keeps its key, its `ce_id` and its
+    `ce_sequence`, so consumers recognize it as a repeat that may come after newer events.
+
+    The letters are redriven independently of each other. Letters of other tenants do not exist for the caller. A letter
+    that was redriven before is not sent again. Repeatable. After a crash, a repeat may send an event twice, which has no
+    second effect.
+      UNAVAILABLE BROKER_UNAVAILABLE: Kafka did not respond, or does not let inventory-api read the topic. Nothing was done.
+    Emits the events of the letters again.
+    """
 
 class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
     """The stock of each product at each location, and reservations of stock for orders.
@@ -606,6 +618,24 @@ class InventoryServiceServicer(metaclass=_abc_1.ABCMeta):
         """Lists reservations by ascending id. Every reservation that existed before the first page and still
         matches appears once. A page can have fewer reservations than requested, or none, although there is a next page. A
         page reads at most 5,000 reservations. It has at most 5,000 allocations, unless its only reservation has more.
+        """
+
+    @_abc_1.abstractmethod
+    def RedriveDeadLetters(
+        self,
+        request: _inventory_pb2.RedriveDeadLettersRequest,
+        context: _grpc.ServicerContext,
+    ) -> _inventory_pb2.RedriveDeadLettersResponse:
+        """Sends dead letters of `order-events.dlq` to `order-events` again, events that inventory-api could not handle. Call it
+        when the cause is mended. Only the positions come from the caller: inventory-api reads the letters from the topic, and
+        writes their events to its outbox, from which event-relay sends them. An event keeps its key, its `ce_id` and its
+        `ce_sequence`, so consumers recognize it as a repeat that may come after newer events.
+
+        The letters are redriven independently of each other. Letters of other tenants do not exist for the caller. A letter
+        that was redriven before is not sent again. Repeatable. After a crash, a repeat may send an event twice, which has no
+        second effect.
+          UNAVAILABLE BROKER_UNAVAILABLE: Kafka did not respond, or does not let inventory-api read the topic. Nothing was done.
+        Emits the events of the letters again.
         """
 
 def add_InventoryServiceServicer_to_server(servicer: InventoryServiceServicer, server: _grpc.Server) -> None: ...

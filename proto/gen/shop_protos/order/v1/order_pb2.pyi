@@ -127,6 +127,42 @@ BatchChangeStock gives them back when they can be sold again.
 """
 Global___ReturnTreatment: _TypeAlias = ReturnTreatment  # noqa: Y015
 
+class _RedriveOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _RedriveOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RedriveOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REDRIVE_OUTCOME_UNSPECIFIED: _RedriveOutcome.ValueType  # 0
+    """Not used."""
+    REDRIVE_OUTCOME_REDRIVEN: _RedriveOutcome.ValueType  # 1
+    """The event is on its way to its original topic. If it cannot be handled again, it becomes a new dead letter."""
+    REDRIVE_OUTCOME_ALREADY_REDRIVEN: _RedriveOutcome.ValueType  # 2
+    """The letter was redriven before. This call has not sent it."""
+    REDRIVE_OUTCOME_NOT_FOUND: _RedriveOutcome.ValueType  # 3
+    """There is no such letter in the caller's tenant."""
+    REDRIVE_OUTCOME_NOT_REDRIVABLE: _RedriveOutcome.ValueType  # 4
+    """The letter does not have the whole event, or its value is not text, or too many letters of its partition were
+    redriven one by one. `./task dlq redrive` can redrive it.
+    """
+
+class RedriveOutcome(_RedriveOutcome, metaclass=_RedriveOutcomeEnumTypeWrapper):
+    """What became of a dead letter."""
+
+REDRIVE_OUTCOME_UNSPECIFIED: RedriveOutcome.ValueType  # 0
+"""Not used."""
+REDRIVE_OUTCOME_REDRIVEN: RedriveOutcome.ValueType  # 1
+"""The event is on its way to its original topic. If it cannot be handled again, it becomes a new dead letter."""
+REDRIVE_OUTCOME_ALREADY_REDRIVEN: RedriveOutcome.ValueType  # 2
+"""The letter was redriven before. This call has not sent it."""
+REDRIVE_OUTCOME_NOT_FOUND: RedriveOutcome.ValueType  # 3
+"""There is no such letter in the caller's tenant."""
+REDRIVE_OUTCOME_NOT_REDRIVABLE: RedriveOutcome.ValueType  # 4
+"""The letter does not have the whole event, or its value is not text, or too many letters of its partition were
+redriven one by one. `./task dlq redrive` can redrive it.
+"""
+Global___RedriveOutcome: _TypeAlias = RedriveOutcome  # noqa: Y015
+
 @_typing.final
 class Order(_message.Message):
     """An order."""
@@ -1312,3 +1348,103 @@ class GetCallerResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetCallerResponse: _TypeAlias = GetCallerResponse  # noqa: Y015
+
+@_typing.final
+class RedriveDeadLettersRequest(_message.Message):
+    """The dead letters to send to their topic again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LETTERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def letters(self) -> _containers.RepeatedCompositeFieldContainer[Global___DeadLetterPosition]:
+        """1–20 letters, each at most once."""
+
+    def __init__(
+        self,
+        *,
+        letters: _abc.Iterable[Global___DeadLetterPosition] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["letters", b"letters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RedriveDeadLettersRequest: _TypeAlias = RedriveDeadLettersRequest  # noqa: Y015
+
+@_typing.final
+class DeadLetterPosition(_message.Message):
+    """Where a dead letter is in its dead-letter topic."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTITION_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    partition: _builtins.int
+    """The partition: 0 or a positive number."""
+    offset: _builtins.int
+    """The offset in the partition: 0 or a positive number."""
+    def __init__(
+        self,
+        *,
+        partition: _builtins.int = ...,
+        offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offset", b"offset", "partition", b"partition"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeadLetterPosition: _TypeAlias = DeadLetterPosition  # noqa: Y015
+
+@_typing.final
+class RedriveDeadLettersResponse(_message.Message):
+    """What became of the dead letters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LETTERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def letters(self) -> _containers.RepeatedCompositeFieldContainer[Global___RedrivenLetter]:
+        """The letters of the request, in order."""
+
+    def __init__(
+        self,
+        *,
+        letters: _abc.Iterable[Global___RedrivenLetter] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["letters", b"letters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RedriveDeadLettersResponse: _TypeAlias = RedriveDeadLettersResponse  # noqa: Y015
+
+@_typing.final
+class RedrivenLetter(_message.Message):
+    """What became of one dead letter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    outcome: Global___RedriveOutcome.ValueType
+    """Whether the letter was redriven."""
+    event_id: _builtins.str
+    """The id of the event, its `ce_id`. Empty if there is no such letter."""
+    def __init__(
+        self,
+        *,
+        outcome: Global___RedriveOutcome.ValueType = ...,
+        event_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event_id", b"event_id", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RedrivenLetter: _TypeAlias = RedrivenLetter  # noqa: Y015

@@ -129,6 +129,11 @@ class OrderServiceStub:
                 request_serializer=shop_dot_order_dot_v1_dot_order__pb2.EraseUserRequest.SerializeToString,
                 response_deserializer=shop_dot_order_dot_v1_dot_order__pb2.EraseUserResponse.FromString,
                 _registered_method=True)
+        self.RedriveDeadLetters = channel.unary_unary(
+                '/shop.order.v1.OrderService/RedriveDeadLetters',
+                request_serializer=shop_dot_order_dot_v1_dot_order__pb2.RedriveDeadLettersRequest.SerializeToString,
+                response_deserializer=shop_dot_order_dot_v1_dot_order__pb2.RedriveDeadLettersResponse.FromString,
+                _registered_method=True)
         self.GetCaller = channel.unary_unary(
                 '/shop.order.v1.OrderService/GetCaller',
                 request_serializer=shop_dot_order_dot_v1_dot_order__pb2.GetCallerRequest.SerializeToString,
@@ -419,6 +424,22 @@ class OrderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RedriveDeadLetters(self, request, context):
+        """Sends dead letters of `inventory-events.dlq` to `inventory-events` again, events that order-api could not handle. Call it
+        when the cause is mended. Only the positions come from the caller: order-api reads the letters from the topic, and
+        writes their events to its outbox, from which event-relay sends them. An event keeps its key, its `ce_id` and its
+        `ce_sequence`, so consumers recognize it as a repeat that may come after newer events.
+
+        The letters are redriven independently of each other. Letters of other tenants do not exist for the caller. A letter
+        that was redriven before is not sent again. Repeatable. After a crash, a repeat may send an event twice, which has no
+        second effect.
+        UNAVAILABLE BROKER_UNAVAILABLE: Kafka did not respond, or does not let order-api read the topic. Nothing was done.
+        Emits the events of the letters again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetCaller(self, request, context):
         """Returns who the caller is: the name, the tenant and the permissions that order-api found for its token, API key or
         certificate. If identities are not checked, this is `anyone` of the tenant `default`, who has every permission.
@@ -489,6 +510,11 @@ def add_OrderServiceServicer_to_server(servicer, server):
                     servicer.EraseUser,
                     request_deserializer=shop_dot_order_dot_v1_dot_order__pb2.EraseUserRequest.FromString,
                     response_serializer=shop_dot_order_dot_v1_dot_order__pb2.EraseUserResponse.SerializeToString,
+            ),
+            'RedriveDeadLetters': grpc.unary_unary_rpc_method_handler(
+                    servicer.RedriveDeadLetters,
+                    request_deserializer=shop_dot_order_dot_v1_dot_order__pb2.RedriveDeadLettersRequest.FromString,
+                    response_serializer=shop_dot_order_dot_v1_dot_order__pb2.RedriveDeadLettersResponse.SerializeToString,
             ),
             'GetCaller': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCaller,
@@ -855,6 +881,33 @@ class OrderService:
             '/shop.order.v1.OrderService/EraseUser',
             shop_dot_order_dot_v1_dot_order__pb2.EraseUserRequest.SerializeToString,
             shop_dot_order_dot_v1_dot_order__pb2.EraseUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RedriveDeadLetters(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shop.order.v1.OrderService/RedriveDeadLetters',
+            shop_dot_order_dot_v1_dot_order__pb2.RedriveDeadLettersRequest.SerializeToString,
+            shop_dot_order_dot_v1_dot_order__pb2.RedriveDeadLettersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -248,6 +248,18 @@ class OrderServiceStub:
     Erases at most 1,000 orders, a limited number in each transaction. If `has_more`, call again. Repeatable.
     Emits ORDER_USER_ERASED per order.
     """
+    RedriveDeadLetters: _grpc.UnaryUnaryMultiCallable[_order_pb2.RedriveDeadLettersRequest, _order_pb2.RedriveDeadLettersResponse]
+    """Sends dead letters of `inventory-events.dlq` to `inventory-events` again, events that order-api could not handle. Call it
+    when the cause is mended. Only the positions come from the caller: order-api reads the letters from the topic, and
+    writes their events to its outbox, from which event-relay sends them. An event keeps its key, its `ce_id` and its
+    `ce_sequence`, so consumers recognize it as a repeat that may come after newer events.
+
+    The letters are redriven independently of each other. Letters of other tenants do not exist for the caller. A letter
+    that was redriven before is not sent again. Repeatable. After a crash, a repeat may send an event twice, which has no
+    second effect.
+      UNAVAILABLE BROKER_UNAVAILABLE: Kafka did not respond, or does not let order-api read the topic. Nothing was done.
+    Emits the events of the letters again.
+    """
     GetCaller: _grpc.UnaryUnaryMultiCallable[_order_pb2.GetCallerRequest, _order_pb2.GetCallerResponse]
     """Returns who the caller is: the name, the tenant and the permissions that order-api found for its token, API key or
     certificate. If identities are not checked, this is `anyone` of the tenant `default`, who has every permission.
@@ -558,6 +570,24 @@ class OrderServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Erases at most 1,000 orders, a limited number in each transaction. If `has_more`, call again. Repeatable.
         Emits ORDER_USER_ERASED per order.
+        """
+
+    @_abc_1.abstractmethod
+    def RedriveDeadLetters(
+        self,
+        request: _order_pb2.RedriveDeadLettersRequest,
+        context: _grpc.ServicerContext,
+    ) -> _order_pb2.RedriveDeadLettersResponse:
+        """Sends dead letters of `inventory-events.dlq` to `inventory-events` again, events that order-api could not handle. Call it
+        when the cause is mended. Only the positions come from the caller: order-api reads the letters from the topic, and
+        writes their events to its outbox, from which event-relay sends them. An event keeps its key, its `ce_id` and its
+        `ce_sequence`, so consumers recognize it as a repeat that may come after newer events.
+
+        The letters are redriven independently of each other. Letters of other tenants do not exist for the caller. A letter
+        that was redriven before is not sent again. Repeatable. After a crash, a repeat may send an event twice, which has no
+        second effect.
+          UNAVAILABLE BROKER_UNAVAILABLE: Kafka did not respond, or does not let order-api read the topic. Nothing was done.
+        Emits the events of the letters again.
         """
 
     @_abc_1.abstractmethod

@@ -15,12 +15,13 @@ from datetime import datetime
 from confluent_kafka import KafkaException
 
 from console.feeds.feed import UNWATCHED_SECONDS, Unreadable
+from shop_common.events.broker import Bounds, Broker, Event, text
+from shop_common.events.dead_letter_topic import GROUP, DeadLetterTopic, Redriven
 from shop_common.events.dead_letters import SUFFIX
 from shop_common.events.kafka_connection import KafkaConnection
 from shop_common.events.outbox import ACTOR_HEADER
 from shop_common.telemetry import logs
-from shopctl.events.dead_letters import GROUP, DeadLetters, Redriven
-from shopctl.events.topics import TOPICS, Bounds, Broker, Event, text
+from shopctl.events.topics import TOPICS
 
 ROWS_MAX = 100
 """The number of events that a view shows."""
@@ -236,7 +237,7 @@ class EventReader:
     def _read_record(self, broker: Broker) -> None:
         found: dict[_Partition, Redriven] = {}
         for topic in LETTER_TOPICS:
-            letters = DeadLetters(broker, topic)
+            letters = DeadLetterTopic(broker, topic)
             found |= {(topic, number): each for number, each in letters.redriven(letters.bounds()).items()}
         with self._lock:
             self._redriven = found

@@ -11,6 +11,7 @@ from confluent_kafka import KafkaException
 
 from console.feeds.feed import Unreadable
 from shop_common.errors import ShopError
+from shop_common.events.broker import Broker
 from shop_common.events.kafka_connection import KafkaConnection
 from shop_common.telemetry import logs
 from shop_protos.inventory.v1.inventory_pb2 import GetInventoryItemRequest
@@ -20,7 +21,6 @@ from shop_protos.inventory.v1.maintenance_pb2 import (
     VerifyStockRequest,
 )
 from shopctl.client import Shop
-from shopctl.events.topics import Broker
 from shopctl.load.generator import LoadGenerator
 from shopctl.watch.scrape import Scrape, scrape
 

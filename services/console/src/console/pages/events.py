@@ -9,20 +9,28 @@ from nicegui import ui
 
 from console import words
 from console.feeds.events import EVENT_TOPICS, LETTER_TOPICS, ROWS_MAX, EventFilter, Events, ShownEvent
-from console.pages.frame import Page, Site, order_path, page, table, tag, text, viewer_of
+from console.pages.frame import Page, Site, Unusable, act, order_path, page, table, tag, text, viewer_of
 from console.site.viewers import Permissions
+from shop_client.values import RedriveOutcome
 
 _TEXT_MAX = 100
 _ORDER_EVENTS, _STOCK_EVENTS = EVENT_TOPICS
+_ORDER_LETTERS, _ = LETTER_TOPICS
 _COLUMNS = {"Time": "time", "Event": "kind", "By": "phone-off", "Content": "phone-off data"}
+# The state is the first column, so that a phone shows the button without scrolling.
 _LETTER_COLUMNS = {
+    "State": "",
     "Time": "time",
     "Type": "",
     "Reason": "",
     "Error": "data",
     "Set aside by": "phone-off",
     "Position": "phone-off time",
-    "State": "",
+}
+_NOT_REDRIVEN = {
+    RedriveOutcome.ALREADY_REDRIVEN: "The letter was redriven before. It was not sent again.",
+    RedriveOutcome.NOT_FOUND: "The letter is no longer in its topic.",
+    RedriveOutcome.NOT_REDRIVABLE: "This letter can only be redriven with ./task dlq redrive.",
 }
 
 
@@ -121,21 +129,48 @@ def _list_letters(here: Page, found: Events) -> None:
         text("There are no recent dead letters.", classes="empty")
         return
     if any(not letter.is_redriven for letter in found.rows):
-        text("When the cause is mended, ./task dlq redrive sends them to their consumers again.", classes="note")
+        text("When the cause is mended, redrive a letter: its consumer handles the event again.", classes="note")
     table("Dead letters", _LETTER_COLUMNS, [_letter_row(here, letter) for letter in found.rows])
 
 
 def _letter_row(here: Page, letter: ShownEvent) -> list[str | partial[None]]:
     return [
+        partial(_state, here, letter),
         words.at(letter.at, here.zone),
         letter.type or words.NONE,
         letter.reason or words.NONE,
         letter.error or words.NONE,
         letter.consumer or words.NONE,
         f"{letter.topic} {letter.partition}:{letter.offset}",
-        partial(_state, is_redriven=letter.is_redriven),
     ]
 
 
-def _state(*, is_redriven: bool) -> None:
-    text("redriven" if is_redriven else "waiting", "span", classes=f"state {'ready' if is_redriven else 'starting'}")
+def _state(here: Page, letter: ShownEvent) -> None:
+    if letter.is_redriven:
+        text("redriven", "span", classes="state ready")
+        return
+    with tag("div").classes("with-action"):
+        text("waiting", "span", classes="state starting")
+        button = ui.button("Redrive", on_click=partial(_ask_to_redrive, here, letter)).props("no-caps outline")
+    # The type of a letter may be any text, so it must not be parsed as properties.
+    button.props["aria-label"] = f"Redrive {letter.type or 'letter'} at {letter.partition}:{letter.offset}"
+
+
+async def _ask_to_redrive(here: Page, letter: ShownEvent) -> None:
+    """Ask whether to redrive a letter, and say what came of it."""
+
+    async def redrive() -> None:
+        shop = here.viewer.shop
+        send = shop.redrive_order_events if letter.topic == _ORDER_LETTERS else shop.redrive_inventory_events
+        (result,) = await send([(letter.partition, letter.offset)])
+        if result.outcome is not RedriveOutcome.REDRIVEN:
+            raise Unusable(_NOT_REDRIVEN.get(result.outcome, f"The letter was not redriven: {result.outcome}."))
+
+    await act(
+        f"Redrive this event of the type {letter.type or 'unknown'}?",
+        f"{letter.consumer or 'Its consumer'} handles it again, after the events that have come since. Mend the cause "
+        "first: if the event fails again, it becomes a new dead letter.",
+        "Redrive",
+        redrive,
+        "The event is on its way to its consumer.",
+    )

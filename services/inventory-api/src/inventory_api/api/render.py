@@ -15,6 +15,7 @@ from inventory_api.domain.stock_changes import ChangedStock
 from inventory_api.domain.verification import Mismatch, MismatchKind
 from inventory_api.operations.items.availability import Availabilities
 from shop_common.errors import ShopError
+from shop_common.events.redrive import RedriveResult
 from shop_common.rpc.status import new_status, to_status
 from shop_common.timestamps import to_proto, to_proto_or_none
 from shop_protos.inventory.v1 import inventory_pb2 as pb
@@ -250,4 +251,15 @@ def settled(
 ) -> maintenance_pb2.SettleOrdersResponse:
     return maintenance_pb2.SettleOrdersResponse(
         changed=(OrderKey(order.tenant, "", order.order_id) in changed for order in request.orders)
+    )
+
+
+def redriven(results: Sequence[RedriveResult]) -> pb.RedriveDeadLettersResponse:
+    return pb.RedriveDeadLettersResponse(
+        letters=[
+            pb.RedrivenLetter(
+                outcome=pb.RedriveOutcome.Value(f"REDRIVE_OUTCOME_{each.outcome}"), event_id=each.event_id
+            )
+            for each in results
+        ]
     )

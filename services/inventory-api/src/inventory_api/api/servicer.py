@@ -5,6 +5,7 @@ from grpc import ServicerContext
 from inventory_api.api import parse, render
 from inventory_api.operations.coalescing import Operations
 from shop_common.api import paging, parts
+from shop_common.events import redrive
 from shop_common.identity.current import caller
 from shop_common.rpc.call import deadline, traceparent
 from shop_protos.inventory.v1 import inventory_pb2 as pb
@@ -156,6 +157,12 @@ class InventoryServicer(inventory_pb2_grpc.InventoryServiceServicer):
             reservations=[render.reservation(found) for found in page.rows],
             next_page_token=paging.next_token(page, command),
         )
+
+    def RedriveDeadLetters(
+        self, request: pb.RedriveDeadLettersRequest, context: ServicerContext
+    ) -> pb.RedriveDeadLettersResponse:
+        command = redrive.parse(request.letters, caller())
+        return render.redriven(self._operations.redrive(command, deadline=deadline(context)))
 
 
 class InventoryMaintenanceServicer(maintenance_pb2_grpc.InventoryMaintenanceServiceServicer):

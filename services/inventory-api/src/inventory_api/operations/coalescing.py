@@ -56,7 +56,8 @@ from shop_common.batching.coalescers import ALONE, Audit, Coalescers, audit_of
 from shop_common.db.audit import AuditLog
 from shop_common.db.database import Database
 from shop_common.db.row_security import ALL_TENANTS
-from shop_common.errors import ShopError
+from shop_common.errors import BrokerUnavailable, ShopError
+from shop_common.events.redrive import Redrive, RedriveResult, Redriving
 
 
 def _ids(reservations: Iterable[Reservation]) -> list[str]:
@@ -105,7 +106,8 @@ class Operations:
 
     `deadline` is the value of time.monotonic() at which the caller stops waiting. Each method raises the ShopError that
     refuses the request, QueueFull if the queue is full or the request was not started in time, and DatabaseUnavailable
-    if the database did not respond in time. With `audit_log`, changes are recorded there.
+    if the database did not respond in time. With `audit_log`, changes are recorded there. `redriving` is None if this
+    process has no broker.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class Operations:
         ttl_seconds: float,
         on_fatal: Callable[[str, BaseException], None],
         audit_log: AuditLog | None = None,
+        redriving: Redriving | None = None,
         withholding: bool = True,
     ) -> None:
         run = Coalescers(database, on_fatal, audit_log)
@@ -169,6 +172,7 @@ class Operations:
         self._list_movements = run.pages("movements-page", movements.list_page)
         self._list_reservations = run.pages("reservations-page", pages.list_page)
         self._expire = run.alone("expire", ExpirySweep(database, audit_log).expire_due)
+        self._redrive = None if redriving is None else run.alone("redrive", redriving.redrive)
         self._purge = run.alone("purge", Purge(database, audit_log).run)
         self._list_reserved_orders = run.alone("reserved-orders", self._list_reserved)
         self._settle_orders = run.alone("settle-orders", Settlement(database, audit_log).run)
@@ -273,6 +277,15 @@ class Operations:
 
     def purge(self, request: PurgeRequest, *, deadline: float) -> Purged:
         return self._purge.submit(request, deadline=deadline)
+
+    def redrive(self, command: Redrive, *, deadline: float) -> list[RedriveResult]:
+        """Redrive dead letters of the consumed topic. Returns one result per letter, in order. See Redriving.
+
+        Raises BrokerUnavailable.
+        """
+        if self._redrive is None:
+            raise BrokerUnavailable("this process is not connected to Kafka")
+        return self._redrive.submit(command, deadline=deadline)
 
     def verify_stock(self, request: VerifyRequest, *, deadline: float) -> Verified:
         return self._verify_stock.submit(request, deadline=deadline)

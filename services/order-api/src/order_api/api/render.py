@@ -7,6 +7,7 @@ from order_api.domain import units
 from order_api.domain.model import Order, StatusChange
 from shop_common.api import money
 from shop_common.errors import ShopError
+from shop_common.events.redrive import RedriveResult
 from shop_common.rpc.status import to_status
 from shop_common.timestamps import to_proto
 from shop_protos.order.v1 import order_pb2 as pb
@@ -90,4 +91,15 @@ def batch(outcomes: Iterable[Order | ShopError]) -> pb.BatchCreateOrdersResponse
 def status_change(value: StatusChange) -> pb.StatusChange:
     return pb.StatusChange(
         status=STATUS_NUMBERS[value.status], time=to_proto(value.time), reason=value.reason, actor=value.actor
+    )
+
+
+def redriven(results: Iterable[RedriveResult]) -> pb.RedriveDeadLettersResponse:
+    return pb.RedriveDeadLettersResponse(
+        letters=[
+            pb.RedrivenLetter(
+                outcome=pb.RedriveOutcome.Value(f"REDRIVE_OUTCOME_{each.outcome}"), event_id=each.event_id
+            )
+            for each in results
+        ]
     )

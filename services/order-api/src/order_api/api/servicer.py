@@ -5,6 +5,7 @@ from grpc import ServicerContext
 from order_api.api import parse, render
 from order_api.operations.coalescing import Operations
 from shop_common.api import paging, parts
+from shop_common.events import redrive
 from shop_common.identity.current import caller
 from shop_common.rpc.call import deadline, traceparent
 from shop_protos.order.v1 import maintenance_pb2, maintenance_pb2_grpc, order_pb2_grpc
@@ -83,6 +84,12 @@ class OrderServicer(order_pb2_grpc.OrderServiceServicer):
         return pb.EraseUserResponse(
             erased_count=erased.orders, has_more=erased.has_more, has_open_orders=erased.has_open
         )
+
+    def RedriveDeadLetters(
+        self, request: pb.RedriveDeadLettersRequest, context: ServicerContext
+    ) -> pb.RedriveDeadLettersResponse:
+        command = redrive.parse(request.letters, caller())
+        return render.redriven(self._operations.redrive(command, deadline=deadline(context)))
 
     def GetCaller(self, request: pb.GetCallerRequest, context: ServicerContext) -> pb.GetCallerResponse:
         found = caller()

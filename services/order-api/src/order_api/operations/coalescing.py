@@ -44,7 +44,8 @@ from shop_common.batching.coalescer import Coalescer
 from shop_common.batching.coalescers import Bulk, Coalescers, Sizes, audit_of
 from shop_common.db.audit import AuditLog
 from shop_common.db.database import Database
-from shop_common.errors import ShopError
+from shop_common.errors import BrokerUnavailable, ShopError
+from shop_common.events.redrive import Redrive, RedriveResult, Redriving
 
 _Command = TypeVar("_Command", bound=OrderCommand)
 
@@ -67,7 +68,7 @@ class Operations:
 
     `deadline` is the time at which the caller stops waiting, by time.monotonic. Each method raises the ShopError that
     refuses the request, QueueFull if its batch did not start in time, and DatabaseUnavailable if the database did not
-    respond. With `audit_log`, changes are recorded there.
+    respond. With `audit_log`, changes are recorded there. `redriving` is None if this process has no broker.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Operations:
         *,
         on_fatal: Callable[[str, BaseException], None],
         audit_log: AuditLog | None = None,
+        redriving: Redriving | None = None,
         partial_changes: bool = True,
     ) -> None:
         run = Coalescers(database, on_fatal, audit_log)
@@ -99,6 +101,7 @@ class Operations:
         )
         self._list_orders = run.pages("orders-page", order_lists.list_page)
         self._erase_user = run.alone("erase-user", UserErasure(database, audit_log).erase)
+        self._redrive = None if redriving is None else run.alone("redrive", redriving.redrive)
         self._cancel_abandoned = run.alone("cancel-abandoned", AbandonedWork(database, audit_log).end)
         self._reconcile = run.alone("reconcile", Reconciliation(database, stock).run)
         self._purge_keys = run.alone("purge", KeyPurge(database, audit_log).purge)
@@ -169,6 +172,15 @@ class Operations:
     def erase_user(self, command: EraseUser, *, deadline: float) -> Erased:
         """Erase a user from the user's orders that have ended. See UserErasure."""
         return self._erase_user.submit(command, deadline=deadline)
+
+    def redrive(self, command: Redrive, *, deadline: float) -> list[RedriveResult]:
+        """Redrive dead letters of the consumed topic. Returns one result per letter, in order. See Redriving.
+
+        Raises BrokerUnavailable.
+        """
+        if self._redrive is None:
+            raise BrokerUnavailable("this process is not connected to Kafka")
+        return self._redrive.submit(command, deadline=deadline)
 
     def cancel_abandoned(self, request: CancelAbandoned, *, deadline: float) -> Ended:
         return self._cancel_abandoned.submit(request, deadline=deadline)
