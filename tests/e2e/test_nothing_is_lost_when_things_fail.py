@@ -1,8 +1,9 @@
 """Killed processes, frozen brokers and databases, invalid events: nothing is lost and nothing happens twice."""
 
+import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -187,6 +188,42 @@ def test_an_invalid_event_becomes_a_dead_letter_and_blocks_no_other_event(shop: 
     assert letter.headers["ce_id"] == headers["ce_id"]
     assert letter.headers["dlq_topic"] == "order-events"
     assert letter.headers["dlq_reason"]
+
+
+def test_a_redriven_dead_letter_has_its_effect_once(shop: ShopDriver) -> None:
+    product = shop.stocked_product(units=3)
+    cancelled, expired = shop.create_order((product, 1)), shop.create_order((product, 2))
+    data = {"id": cancelled.id, "items": [{"product_id": product, "quantity": 1}]}
+    order_event = set_aside(shop, "order-events", cancelled.id, "ORDER_CANCELLED", data)
+    lost = {"order_id": expired.id, "product_id": product}
+    stock_event = set_aside(shop, "inventory-events", str(product), "STOCK_RELEASED", lost)
+
+    for _ in range(2):
+        shop.api.call(
+            shop.api.inventory.RedriveDeadLetters,
+            inventory_pb2.RedriveDeadLettersRequest(letters=[inventory_pb2.DeadLetterPosition(**order_event)]),
+        )
+        shop.api.call(
+            shop.api.orders.RedriveDeadLetters,
+            order_pb2.RedriveDeadLettersRequest(letters=[order_pb2.DeadLetterPosition(**stock_event)]),
+        )
+
+    # inventory-api handles the first event, and order-api the second. Each then emits events for the other one.
+    shop.eventually(lambda: shop.order(cancelled.id).status == shop.order(expired.id).status == CANCELLED)
+    shop.eventually(lambda: shop.available(product) == 3)
+    shop.assert_consistent(product, stocked=3)
+
+
+def set_aside(shop: ShopDriver, topic: str, key: str, kind: str, data: Mapping[str, object]) -> dict[str, int]:
+    """Write a dead letter as a consumer would. Returns its position."""
+    event_id = str(uuid4())
+    body = {"event_type": kind, "timestamp": "2024-01-15T10:30:00Z", "data": data}
+    event = {"ce_id": event_id, "ce_type": kind, "ce_tenant": "default"}
+    origin = {"dlq_topic": topic, "dlq_partition": "0", "dlq_offset": "0", "dlq_reason": "FAILED"}
+    shop.kafka.produce(f"{topic}.dlq", key, json.dumps(body), event | origin)
+    records = shop.kafka.consume(f"{topic}.dlq", lambda found: any(r.headers.get("ce_id") == event_id for r in found))
+    (letter,) = [record for record in records if record.headers.get("ce_id") == event_id]
+    return {"partition": letter.partition, "offset": letter.offset}
 
 
 def test_a_repeated_event_has_its_effect_once(shop: ShopDriver) -> None:
