@@ -1,5 +1,6 @@
 """Kafka with TLS, logins and access rules: each process has its rights and no more, and reads new credentials."""
 
+import asyncio
 import json
 import os
 import subprocess
@@ -17,10 +18,12 @@ import yaml
 from confluent_kafka import Consumer, KafkaException, Message, Producer
 from sqlalchemy import MetaData
 
+from console.feeds.events import EVENT_TOPICS, EventFilter, EventReader
 from devstack.certificates import Authority
 from devstack.postgres import PostgresServer
 from devstack.stack import Databases, Options, Stack
 from shop_common.db.database import Database
+from shop_common.events.dead_letter_topic import GROUP
 from shop_common.events.kafka_connection import KafkaConnection, KafkaUnreachable
 from shop_common.events.outbox import Outbox
 from shop_protos.inventory.v1 import inventory_pb2
@@ -221,6 +224,27 @@ def test_an_api_redrives_dead_letters_with_its_rights(
     assert (redriven.outcome, redriven.event_id) == (pb.REDRIVE_OUTCOME_REDRIVEN, event["ce_id"])
     assert repeated.outcome == pb.REDRIVE_OUTCOME_ALREADY_REDRIVEN
     broker.kafka.consume(topic, lambda records: any(each.headers.get("ce_id") == event["ce_id"] for each in records))
+
+
+def test_the_console_reads_events_and_writes_none(broker: SecuredBroker, users: dict[str, Credentials]) -> None:
+    console = broker.create_user("console")
+    rules = shopctl(broker.admin_settings, "kafka-create-acls --console User:console --json")
+    assert [rule["name"] for rule in rules if rule["outcome"] == "created"] == [*TOPICS, GROUP]
+    event_id, connection = str(uuid4()), console.connection(broker.bootstrap)
+    broker.kafka.produce("order-events", event_id, b"{}", {"ce_id": event_id, "ce_type": "UNKNOWN"})
+    reader = EventReader(connection)
+
+    def shown() -> bool:
+        found = asyncio.run(reader.read("default", EventFilter(EVENT_TOPICS, id=event_id)))
+        return found is not None and len(found.rows) == 1
+
+    try:
+        eventually(shown)
+    finally:
+        reader.stop()
+    for topic in TOPICS:
+        with pytest.raises(KafkaException, match="authorization failed"):
+            produce(connection, topic)
 
 
 def test_a_rule_that_lets_a_stranger_write_is_listed(broker: SecuredBroker, users: dict[str, Credentials]) -> None:

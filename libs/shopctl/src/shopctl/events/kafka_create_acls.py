@@ -4,6 +4,7 @@
   inventory-api   reads order-events, in the group inventory-api, and order-events.dlq, to redrive letters
   order-api       reads inventory-events, in the group order-api, and inventory-events.dlq, to redrive letters
   operator        reads all four topics and the offsets of the groups; writes the two event topics, to redrive letters
+  console         reads all four topics and the record of redriven letters; only with --console
 
 A principal is the broker's name for a client: User: and its login, or User: and the subject of its certificate, such as
 User:CN=order-api. Other rules stay as they are. The command lists those that allow another principal to write a topic.
@@ -46,6 +47,8 @@ class Principals:
     inventory_api: str
     order_api: str
     operator: str
+    console: str | None = None
+    """None if the console is not connected to the broker."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -58,13 +61,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             option, default=f"User:{name}", metavar="PRINCIPAL", help="its principal (default: %(default)s)"
         )
+    parser.add_argument("--console", metavar="PRINCIPAL", help="its principal (default: no rules for the console)")
     add_broker(parser)
     add_json(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Create the missing rules. Raises KafkaException. May be repeated."""
-    principals = Principals(options.event_relay, options.inventory_api, options.order_api, options.operator)
+    principals = Principals(
+        options.event_relay, options.inventory_api, options.order_api, options.operator, options.console
+    )
     admin = AdminClient(connection(options).configuration({"log_level": 0}))
     rules = list(required(principals))
     before = _existing(admin)
@@ -103,6 +109,10 @@ def required(principals: Principals) -> Iterator[AclBinding]:
     yield _allow(principals.operator, AclOperation.READ, group, dead_letter_topic.GROUP)
     for name in (*READERS.values(), READ_GROUP):
         yield _allow(principals.operator, AclOperation.DESCRIBE, group, name)
+    if principals.console is not None:
+        for name in TOPICS:
+            yield _allow(principals.console, AclOperation.READ, topic, name)
+        yield _allow(principals.console, AclOperation.DESCRIBE, group, dead_letter_topic.GROUP)
 
 
 def _allow(principal: str, operation: AclOperation, resource: ResourceType, name: str) -> AclBinding:
