@@ -19,6 +19,7 @@ from shop_common.errors import BrokerUnavailable, InvalidInput, ShopError
 from shop_common.events.dead_letter_topic import GROUP
 from shop_common.events.kafka_connection import KafkaConnection
 from shop_common.events.outbox import Outbox
+from shop_common.events.received import headers_of
 from shop_common.events.redrive import LETTERS_MAX, METHOD, Outcome, Redrive, RedriveResult, Redriving, parse
 from shop_common.identity.caller import Caller
 from shop_protos.inventory.v1 import inventory_pb2 as pb
@@ -55,7 +56,7 @@ class Letters:
             while True:
                 message = consumer.poll(60)
                 assert message is not None, "the letter is not in the topic"
-                if message.error() is None and dict(message.headers() or ())["ce_id"] == event_id.encode():
+                if message.error() is None and ("ce_id", event_id.encode()) in (headers_of(message) or ()):
                     return message.partition() or 0, message.offset() or 0
         finally:
             consumer.close()
