@@ -13,6 +13,7 @@ from devstack import watchdog
 from devstack.ports import free_ports
 from shopctl.system import docker
 from testkit import tasks
+from testkit.eventually import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "docker-compose.yml"
@@ -68,8 +69,18 @@ class Composition:
 
     def up(self) -> None:
         """Start every replica that does not run, and wait until all are healthy."""
+        eventually(self._is_up, within_seconds=UP_SECONDS, describe=lambda: self.compose("ps", "--all", check=False))
+
+    def _is_up(self) -> bool:
         scale = [option for service, count in REPLICAS.items() for option in ("--scale", f"{service}={count}")]
-        self.compose("up", "--wait", *scale, seconds=UP_SECONDS)
+        try:
+            self.compose("up", "--wait", *scale, seconds=UP_SECONDS)
+        except AssertionError as failure:
+            # A process that kept running is unhealthy for a moment if all replicas that it calls were replaced.
+            if "is unhealthy" not in str(failure):
+                raise
+            return False
+        return True
 
     def compose(self, *arguments: str, check: bool = True, seconds: float = COMMAND_SECONDS) -> str:
         """Run `docker compose`. Returns its output; fails with all of it unless `check` is False."""
